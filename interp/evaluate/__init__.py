@@ -1,0 +1,20 @@
+"""Scoring what models say against what is there; knows nothing of models."""
+
+from interp.evaluate.chair import CaptionScore, Chair, chair, score_caption
+from interp.evaluate.objects import Mention, ObjectParser
+from interp.evaluate.pope import Pope, pope
+from interp.evaluate.statistics import Interval, differences, intervals
+
+__all__ = [
+    "CaptionScore",
+    "Chair",
+    "Interval",
+    "Mention",
+    "ObjectParser",
+    "Pope",
+    "chair",
+    "differences",
+    "intervals",
+    "pope",
+    "score_caption",
+]

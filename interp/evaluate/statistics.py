@@ -1,0 +1,57 @@
+"""Bootstrap intervals over images, and paired comparisons on the same images."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+Statistic = Callable[[Float[np.ndarray, "*resample column"], int], Mapping[str, np.ndarray]]
+"""Rates from the column sums of n images."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _resampled(
+    table: Float[np.ndarray, "image column"], resamples: int, seed: int
+) -> Float[np.ndarray, "resample column"]:
+    """Column sums of resampled images; the same seed draws the same images, so results are paired."""
+    n = len(table)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return weights @ table
+
+
+def intervals(
+    table: Float[np.ndarray, "image column"], statistic: Statistic, resamples: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """Each rate over all images, with its bootstrap interval over images."""
+    drawn = statistic(_resampled(table, resamples, seed), len(table))
+    return {name: _interval(float(value), drawn[name]) for name, value in statistic(table.sum(0), len(table)).items()}
+
+
+def differences(
+    table: Float[np.ndarray, "image column"],
+    baseline: Float[np.ndarray, "image column"],
+    statistic: Statistic,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Each rate minus the baseline's on the same images, with its paired bootstrap interval."""
+    if table.shape != baseline.shape:
+        raise ValueError(f"a paired comparison needs the same images in both, got {len(table)} and {len(baseline)}")
+    n = len(table)
+    ours, theirs = statistic(_resampled(table, resamples, seed), n), statistic(_resampled(baseline, resamples, seed), n)
+    now, then = statistic(table.sum(0), n), statistic(baseline.sum(0), n)
+    return {name: _interval(float(now[name] - then[name]), ours[name] - theirs[name]) for name in now}
+
+
+def _interval(value: float, drawn: np.ndarray) -> Interval:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

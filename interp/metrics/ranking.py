@@ -1,0 +1,31 @@
+"""How well a score separates two groups, with a confounder held fixed if asked."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """P(score of a positive > score of a negative), ties counted half, in 0..1; None if a group is empty."""
+    wins, pairs = _wins(np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool))
+    return wins / pairs if pairs else None
+
+
+def stratified_auroc(scores: Sequence[float], positive: Sequence[bool], strata: Sequence[int]) -> float | None:
+    """The same over pairs within a stratum only: what the score tells beyond the confounder.
+
+    Strata are weighted by their number of pairs; None if no stratum has both groups.
+    """
+    s, p, g = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool), np.asarray(strata)
+    results = [_wins(s[g == stratum], p[g == stratum]) for stratum in np.unique(g)]
+    pairs = sum(n for _, n in results)
+    return sum(w for w, _ in results) / pairs if pairs else None
+
+
+def _wins(scores: np.ndarray, positive: np.ndarray) -> tuple[float, int]:
+    """The Mann-Whitney U statistic of the positives, and the number of pairs."""
+    n = int(positive.sum())
+    if not len(scores):
+        return 0.0, 0
+    return float(rankdata(scores)[positive].sum() - n * (n + 1) / 2), n * (len(scores) - n)

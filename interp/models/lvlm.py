@@ -1,0 +1,153 @@
+"""The model object: a Hugging Face vision-language model, its processor and its nnsight wrapper."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from nnsight import NNsight
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from interp.models.families import Family, family_of
+from interp.models.inputs import Embedded, Inputs
+from interp.testbed import WEIGHTS
+
+Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
+"""Something that changes the model while one batch is generated; see `LVLM.steered`."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote for a batch.
+
+    `tokens[i]` are the new token ids of row i up to and without the end of sequence, `texts[i]` the same as text.
+    """
+
+    tokens: list[Int[Tensor, " token"]]
+    texts: list[str]
+
+
+class LVLM:
+    """A vision-language model that can be looked into.
+
+    `hf` is the Hugging Face model, `processor` its processor, `traced` the nnsight wrapper of `hf`.
+    """
+
+    def __init__(self, hf: Any, processor: Any, name: str) -> None:
+        self.family: Family = family_of(type(hf).__name__)
+        self.hf, self.processor, self.name = hf.eval(), processor, name
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self.traced: Any = NNsight(hf)
+        config = hf.config.get_text_config()
+        self.n_layers: int = config.num_hidden_layers
+        self.n_heads: int = config.num_attention_heads
+        self.d_model: int = config.hidden_size
+        self.d_head: int = self.out_proj(0).in_features // self.n_heads
+        self.image_token_id: int = getattr(hf.config, self.family.image_token)
+        self._steering: list[Steering] = []
+
+    def __repr__(self) -> str:
+        return f"LVLM({self.name!r}, {self.family.name}, {self.n_layers} layers x {self.n_heads} heads x {self.d_head}, {self.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.hf.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.hf.dtype
+
+    def out_proj(self, layer: int, root: Any = None) -> Any:
+        """The output projection of a layer's attention in `root` (`hf` or `traced`); its input is the head outputs, side by side."""
+        layers = attrgetter(self.family.layers)(self.hf if root is None else root)
+        return attrgetter(self.family.out_proj)(layers[layer])
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """View `[..., head * d_head]` as `[..., head, d_head]`."""
+        return x.unflatten(-1, (self.n_heads, self.d_head))
+
+    def prompt(self, text: str, image: bool = True) -> str:
+        """The chat template's rendering of one user turn, with or without an image."""
+        content = [{"type": "image"}] if image else []
+        turn = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+        return self.processor.apply_chat_template(turn, add_generation_prompt=True)
+
+    def inputs(self, images: Sequence[Image], prompts: str | Sequence[str]) -> Inputs:
+        """A batch of one image and one prompt a row; a single prompt serves all images."""
+        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if not images or len(images) != len(prompts):
+            raise ValueError(f"expected one prompt for each image, got {len(images)} images and {len(prompts)} prompts")
+        batch = self.processor(
+            images=[image.convert("RGB") for image in images],
+            text=[self.prompt(p) for p in prompts],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.device)
+        pixels = {
+            k: v.to(self.dtype) if v.is_floating_point() else v
+            for k, v in batch.items()
+            if k not in ("input_ids", "attention_mask")
+        }
+        return Inputs(
+            batch["input_ids"], batch["attention_mask"], self.image_token_id, self.tokenizer.pad_token_id, pixels
+        )
+
+    def embed(self, inputs: Inputs) -> Embedded:
+        """What the decoder receives for a batch: text embeddings with the image features merged in."""
+        received: list[Tensor] = []
+        decoder = attrgetter(self.family.decoder)(self.traced)
+        with torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
+            received.append(decoder.inputs[1]["inputs_embeds"])
+            tracer.stop()
+        return Embedded(received[0], inputs.attention_mask, inputs.position_ids)
+
+    @contextmanager
+    def steered(self, steering: Steering) -> Iterator[None]:
+        """While open, `generate` enters `steering(model, inputs)` around each batch."""
+        self._steering.append(steering)
+        try:
+            yield
+        finally:
+            self._steering.remove(steering)
+
+    @torch.no_grad()
+    def generate(self, inputs: Inputs, max_new_tokens: int = 128, **options: Any) -> Generation:
+        """Generate greedily (unless `options`, passed to Hugging Face's `generate`, say otherwise), steered by open interventions."""
+        with ExitStack() as stack:
+            for steering in self._steering:
+                stack.enter_context(steering(self, inputs))
+            ids = self.hf.generate(
+                **inputs.kwargs(), **{"max_new_tokens": max_new_tokens, "do_sample": False, **options}
+            )
+        eos = self.hf.generation_config.eos_token_id
+        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
+        tokens = []
+        for row in ids[:, inputs.input_ids.shape[1] :]:
+            stop = torch.isin(row, ends).nonzero()
+            tokens.append(row[: int(stop[0])] if len(stop) else row)
+        return Generation(tokens, [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens])
+
+
+def load(name_or_path: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu", **hub_options: Any) -> LVLM:
+    """Load a model: `testbed`, a folder, or a hub id; `hub_options` go to `AutoModelForImageTextToText.from_pretrained`."""
+    folder = WEIGHTS / name_or_path
+    path = str(folder) if name_or_path.startswith("testbed") and folder.is_dir() else name_or_path
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+        hf = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **hub_options)
+    except (OSError, ValueError) as error:
+        bundled = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
+        raise ValueError(
+            f"cannot load the model {name_or_path!r}: expected a bundled model ({bundled}), a folder or a hub id of a "
+            f"vision-language model. {str(error).splitlines()[0]}"
+        ) from error
+    return LVLM(hf.to(device), processor, Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path)
