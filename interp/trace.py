@@ -22,7 +22,10 @@ Visit = Callable[[int, Float[Tensor, "batch token head d_head"]], Tensor | None]
 def visit_heads(
     model: LVLM, batch: Inputs | Embedded, visit: Visit, keep: int = 1
 ) -> Float[Tensor, "batch keep vocabulary"]:
-    """Run one forward pass, call `visit` with each layer's head outputs in order, return the logits of the last `keep` positions."""
+    """Run one forward pass and call `visit` with each layer's head outputs, in order.
+
+    Returns the logits of the last `keep` positions.
+    """
     logits: list[Tensor] = []
     with torch.no_grad(), model.traced.trace(**batch.kwargs(), logits_to_keep=keep):
         for layer in range(model.n_layers):
@@ -64,7 +67,7 @@ class Paired:
         return x[: self.rows], x[self.rows :]
 
 
-def pair(model: LVLM, inputs: Inputs, continuations: Sequence[Int[Tensor, " token"]] | None = None) -> Paired:
+def pair(model: LVLM, inputs: Inputs, continuations: Sequence[Int[Tensor, " _"]] | None = None) -> Paired:
     """Put a batch and its image-free twin side by side, both followed by the same continuations if any are given.
 
     Both streams are aligned on the right: the same text stands at the same index.
@@ -99,7 +102,7 @@ class TokenTrace:
     probability: Float[Tensor, " token"]
 
 
-def token_vhd(model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " token"]]) -> list[TokenTrace]:
+def token_vhd(model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]]) -> list[TokenTrace]:
     """VHD (eq. 4) for every token of finished captions, one `TokenTrace` a row.
 
     One pass over both streams, aligned on the caption's tokens; equal to computing VHD step by step.

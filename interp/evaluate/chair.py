@@ -64,7 +64,7 @@ def score_caption(caption: str, truth: Collection[str], parser: ObjectParser) ->
     )
 
 
-def rates(totals: Float[np.ndarray, "*resample 6"], n: int) -> dict[str, np.ndarray]:
+def rates(totals: Float[np.ndarray, "*resample 6"], n: int) -> dict[str, Float[np.ndarray, "*resample"]]:
     """CHAIR_S, CHAIR_I, recall, precision, F1 and length from summed `CaptionScore.counts` and lengths."""
     bad, wrong, named, recalled, true, words = np.moveaxis(np.asarray(totals, dtype=float), -1, 0)
     chair_i = 100 * np.divide(wrong, named, out=np.zeros_like(wrong), where=named > 0)
@@ -72,14 +72,8 @@ def rates(totals: Float[np.ndarray, "*resample 6"], n: int) -> dict[str, np.ndar
     precision = np.where(named > 0, 100 - chair_i, 0.0)
     both = precision + recall
     f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-    return {
-        "chair_s": 100 * bad / n,
-        "chair_i": chair_i,
-        "recall": recall,
-        "precision": precision,
-        "f1": f1,
-        "length": words / n,
-    }
+    named_rates = {"chair_s": 100 * bad / n, "chair_i": chair_i, "recall": recall, "precision": precision, "f1": f1}
+    return {name: np.asarray(value) for name, value in (named_rates | {"length": words / n}).items()}
 
 
 def table(scores: Sequence[CaptionScore]) -> Float[np.ndarray, "caption 6"]:

@@ -11,8 +11,8 @@ import inflect
 
 COCO_SYNONYMS = files("interp.evaluate") / "synonyms.txt"
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?", re.IGNORECASE)
-_ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe".split()
-_VEHICLES = "train airplane bus boat car truck".split()
+_ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"]
+_VEHICLES = ["train", "airplane", "bus", "boat", "car", "truck"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ def read_synonyms(text: str) -> dict[str, str]:
         for name in names:
             if table.setdefault(name, names[0]) != names[0]:
                 raise ValueError(
-                    f"line {number} of the synonyms gives {name!r} to {names[0]!r}, but it belongs to {table[name]!r}; remove one of the two"
+                    f"line {number} of the synonyms gives {name!r} to {names[0]!r}, "
+                    f"but it belongs to {table[name]!r}; remove one of the two"
                 )
     if not table:
         raise ValueError("expected synonyms, one category a line and comma-separated, got no line with a name")

@@ -38,7 +38,7 @@ def intervals(
 
 def differences(
     table: Float[np.ndarray, "image column"],
-    baseline: Float[np.ndarray, "image column"],
+    baseline: Float[np.ndarray, "baseline_image column"],
     statistic: Statistic,
     resamples: int = 2000,
     seed: int = 0,

@@ -4,16 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from interp.interventions.vhr import VHR
 from interp.models import LVLM
 
-
-class Method(Protocol):
-    """Something to open around `model.generate`."""
-
-    def __call__(self, model: LVLM, /) -> AbstractContextManager[Any]: ...
+Method = Callable[[LVLM], AbstractContextManager[Any]]
+"""Something to open around `model.generate`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +42,8 @@ def parse_method(text: str) -> Method:
         key, equals, value = setting.partition("=")
         if key not in fields or not equals:
             raise ValueError(
-                f"method {name!r} has no setting {setting!r}; expected parameter=value with one of {', '.join(fields) or 'none'}"
+                f"method {name!r} has no setting {setting!r}; "
+                f"expected parameter=value with one of {', '.join(fields) or 'none'}"
             )
         values[key] = _convert(name, key, value, fields[key])
     return dataclasses.replace(default, **values)

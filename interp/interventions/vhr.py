@@ -13,7 +13,6 @@ for LLaVA-1.5-7b, the layers scaled to the depth of the model.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,8 +23,8 @@ from interp.metrics.vhd import head_divergence
 from interp.models import LVLM, Inputs
 from interp.trace import pair, visit_heads
 
-Choice = Literal["vision-aware", "bottom", "random"]
-Deviation = Literal["sample", "population"]
+CHOICES = ("vision-aware", "bottom", "random")
+DEVIATIONS = ("sample", "population")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ def paper_layers(n_layers: int) -> tuple[int, ...]:
 
 
 def negative_outliers(
-    vhd: Float[Tensor, "*batch head"], text_energy: Float[Tensor, "*batch head"], deviation: Deviation = "sample"
+    vhd: Float[Tensor, "*batch head"], text_energy: Float[Tensor, "*batch head"], deviation: str = "sample"
 ) -> Bool[Tensor, "*batch head"]:
-    """Heads that fire because the image is gone (eq. 6): both values above mean + one standard deviation of the layer."""
+    """Heads that fire because the image is gone (eq. 6): both values above the layer's mean + standard deviation."""
 
     def high(x: Tensor) -> Tensor:
         return x > x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, correction=deviation == "sample")
@@ -54,7 +53,7 @@ def negative_outliers(
 
 
 def vision_aware_heads(
-    vhd: Float[Tensor, "*batch head"], text_energy: Float[Tensor, "*batch head"], deviation: Deviation = "sample"
+    vhd: Float[Tensor, "*batch head"], text_energy: Float[Tensor, "*batch head"], deviation: str = "sample"
 ) -> Bool[Tensor, "*batch head"]:
     """`H_l` (eq. 7): heads whose VHD, outliers set to zero, is above the median of the layer."""
     cleaned = vhd.masked_fill(negative_outliers(vhd, text_energy, deviation), 0.0)
@@ -71,18 +70,18 @@ class VHR:
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None
-    choice: Choice = "vision-aware"
-    deviation: Deviation = "sample"
+    choice: str = "vision-aware"
+    deviation: str = "sample"
     reinforce_twin: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise ValueError(f"alpha is a factor above 0, got {self.alpha}")
-        if self.choice not in get_args(Choice):
-            raise ValueError(f"choice is one of {', '.join(get_args(Choice))}, got {self.choice!r}")
-        if self.deviation not in get_args(Deviation):
-            raise ValueError(f"deviation is one of {', '.join(get_args(Deviation))}, got {self.deviation!r}")
+        if self.choice not in CHOICES:
+            raise ValueError(f"choice is one of {', '.join(CHOICES)}, got {self.choice!r}")
+        if self.deviation not in DEVIATIONS:
+            raise ValueError(f"deviation is one of {', '.join(DEVIATIONS)}, got {self.deviation!r}")
 
     def _chosen_layers(self, model: LVLM) -> tuple[int, ...]:
         layers = paper_layers(model.n_layers) if self.layers is None else self.layers

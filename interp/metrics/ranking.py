@@ -1,18 +1,17 @@
 """How well a score separates two groups, with a confounder held fixed if asked."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float | None:
     """P(score of a positive > score of a negative), ties counted half, in 0..1; None if a group is empty."""
     wins, pairs = _wins(np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool))
     return wins / pairs if pairs else None
 
 
-def stratified_auroc(scores: Sequence[float], positive: Sequence[bool], strata: Sequence[int]) -> float | None:
+def stratified_auroc(scores: ArrayLike, positive: ArrayLike, strata: ArrayLike) -> float | None:
     """The same over pairs within a stratum only: what the score tells beyond the confounder.
 
     Strata are weighted by their number of pairs; None if no stratum has both groups.

@@ -52,7 +52,7 @@ class Inputs:
             pixels={},
         )
 
-    def extended(self, continuations: Sequence[Int[Tensor, " token"]]) -> "Inputs":
+    def extended(self, continuations: Sequence[Int[Tensor, " _"]]) -> "Inputs":
         """The batch with one more stretch of tokens a row (of a finished caption, say), padded on the right."""
         if len(continuations) != len(self.input_ids):
             raise ValueError(
@@ -71,7 +71,7 @@ class Inputs:
         )
 
 
-def _left_pad(rows: Sequence[Int[Tensor, " token"]], pad: int) -> dict[str, Tensor]:
+def _left_pad(rows: Sequence[Int[Tensor, " _"]], pad: int) -> dict[str, Tensor]:
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad, device=rows[0].device)
     mask = torch.zeros_like(ids)

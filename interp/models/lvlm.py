@@ -29,7 +29,7 @@ class Generation:
     `tokens[i]` are the new token ids of row i up to and without the end of sequence, `texts[i]` the same as text.
     """
 
-    tokens: list[Int[Tensor, " token"]]
+    tokens: list[Int[Tensor, " _"]]
     texts: list[str]
 
 
@@ -54,7 +54,8 @@ class LVLM:
         self._steering: list[Steering] = []
 
     def __repr__(self) -> str:
-        return f"LVLM({self.name!r}, {self.family.name}, {self.n_layers} layers x {self.n_heads} heads x {self.d_head}, {self.dtype}, {self.device})"
+        shape = f"{self.n_layers} layers x {self.n_heads} heads x {self.d_head}"
+        return f"LVLM({self.name!r}, {self.family.name}, {shape}, {self.dtype}, {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +68,7 @@ class LVLM:
         return self.hf.dtype
 
     def out_proj(self, layer: int, root: Any = None) -> Any:
-        """The output projection of a layer's attention in `root` (`hf` or `traced`); its input is the head outputs, side by side."""
+        """A layer's output projection in `root` (`hf` by default, or `traced`); its input is the head outputs."""
         layers = attrgetter(self.family.layers)(self.hf if root is None else root)
         return attrgetter(self.family.out_proj)(layers[layer])
 
@@ -121,7 +122,10 @@ class LVLM:
 
     @torch.no_grad()
     def generate(self, inputs: Inputs, max_new_tokens: int = 128, **options: Any) -> Generation:
-        """Generate greedily (unless `options`, passed to Hugging Face's `generate`, say otherwise), steered by open interventions."""
+        """Generate, steered by the interventions that are open.
+
+        Greedy, unless `options` (passed to Hugging Face's `generate`) say otherwise.
+        """
         with ExitStack() as stack:
             for steering in self._steering:
                 stack.enter_context(steering(self, inputs))
@@ -138,12 +142,16 @@ class LVLM:
 
 
 def load(name_or_path: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu", **hub_options: Any) -> LVLM:
-    """Load a model: `testbed`, a folder, or a hub id; `hub_options` go to `AutoModelForImageTextToText.from_pretrained`."""
+    """Load a bundled model (`testbed`, `testbed-sink`), a folder, or a hub id.
+
+    `hub_options` go to `AutoModelForImageTextToText.from_pretrained`; weights are read from safetensors only.
+    Raises ValueError if nothing can be loaded, UnsupportedModelError if interp does not know the architecture.
+    """
     folder = WEIGHTS / name_or_path
     path = str(folder) if name_or_path.startswith("testbed") and folder.is_dir() else name_or_path
     try:
         processor = AutoProcessor.from_pretrained(path)
-        hf = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **hub_options)
+        hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **hub_options)
     except (OSError, ValueError) as error:
         bundled = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
         raise ValueError(

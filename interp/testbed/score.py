@@ -1,7 +1,9 @@
 """Examining a testbed model with plain Hugging Face code: every figure of the model card."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,13 @@ def describe(
     return list(tqdm(answer(model, processor, images, prompts, 128), total=len(scenes), desc=title, unit="image"))
 
 
+@cache
+def _popular(seed: int) -> tuple[str, ...]:
+    """Categories from the most to the least frequent in training."""
+    counts = Counter(c for i in range(2000) for c in scene("train", "train", i, seed).categories)
+    return tuple(sorted(CATEGORIES, key=lambda c: (-counts[c], c)))
+
+
 def pope_questions(kind: Kind, split: Split, n: int, setting: str, seed: int = 0) -> list[Question]:
     """Balanced questions, three about what is there and three about what is not for each scene (POPE's construction).
 
@@ -87,11 +96,6 @@ def pope_questions(kind: Kind, split: Split, n: int, setting: str, seed: int = 0
     """
     if setting not in POPE_SETTINGS:
         raise ValueError(f"unknown setting {setting!r}; expected one of {', '.join(POPE_SETTINGS)}")
-    frequency = dict.fromkeys(CATEGORIES, 0)
-    for i in range(2000):
-        for category in scene("train", "train", i, seed).categories:
-            frequency[category] += 1
-    popular = sorted(CATEGORIES, key=lambda c: -frequency[c])
     questions = []
     for index in range(n):
         s = scene(kind, split, index, seed)
@@ -99,7 +103,7 @@ def pope_questions(kind: Kind, split: Split, n: int, setting: str, seed: int = 0
         present = [str(c) for c in rng.permutation(sorted(s.categories))][:3]
         shuffled = [str(c) for c in rng.permutation(CATEGORIES) if c not in s.categories]
         if setting == "popular":
-            shuffled = [c for c in popular if c not in s.categories]
+            shuffled = [c for c in _popular(seed) if c not in s.categories]
         elif setting == "adversarial":
             partners = [PARTNER_OF[c] for c in sorted(s.categories) if c in PARTNER_OF]
             shuffled = list(dict.fromkeys([*(p for p in partners if p not in s.categories), *shuffled]))
@@ -124,7 +128,7 @@ def ask(
 
 @dataclass(frozen=True)
 class Captions:
-    """How well captions of scenes fit; rates in percent, over claims about things that are there for colour and place."""
+    """How well captions of scenes fit; rates in percent; colour and place over claims about what is there."""
 
     chair: Chair
     grammatical: float
@@ -191,7 +195,10 @@ def habit(texts: Sequence[str], scenes: Sequence[Scene], parser: ObjectParser) -
 
 @torch.no_grad()
 def first_token_sink(model: Any, processor: Any, n: int = 50, seed: int = 0) -> dict[str, float]:
-    """`Sink_1` (eps 0.3, percent) on dev captions: `text`, 64 tokens without a picture; `image`, the whole sequence with it."""
+    """`Sink_1` (eps 0.3, percent) on dev captions.
+
+    `text`: 64 tokens without a picture; `image`: the whole sequence with it.
+    """
     before = model.config.text_config._attn_implementation
     model.set_attn_implementation({"text_config": "eager"})
     rates: dict[str, list[float]] = {"text": [], "image": []}

@@ -6,6 +6,7 @@ which categories are in it.  It is frozen afterwards; only the weights of the CL
 
 import multiprocessing
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,13 @@ def _render(job: tuple[Kind, Split, int, int, bool]) -> tuple[np.ndarray, np.nda
 
 def render(kind: Kind, split: Split, n: int, seed: int, labelled: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """Draw scenes 0..n-1 of a split on all cores: pictures `[n, 96, 96, 3]`, patch labels `[n, 2, 64]` or None."""
-    jobs = [(kind, split, i, seed, labelled) for i in range(n)]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        done = list(tqdm(pool.imap(_render, jobs, chunksize=256), total=n, desc=f"draw {kind}", unit="scene"))
+    jobs: list[tuple[Kind, Split, int, int, bool]] = [(kind, split, i, seed, labelled) for i in range(n)]
+    bar = partial(tqdm, total=n, desc=f"draw {kind}", unit="scene")
+    if n < 2000:  # starting processes would take longer
+        done = list(bar(map(_render, jobs)))
+    else:
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            done = list(bar(pool.imap(_render, jobs, chunksize=256)))
     images = np.stack([image for image, _ in done])
     return images, np.stack([labels for _, labels in done if labels is not None]) if labelled else None
 
@@ -132,8 +137,8 @@ def train_tower(
     *,
     scenes: int,
     steps: int,
-    batch: int = 128,
-    lr: float = 1.5e-3,
+    batch: int = 64,
+    lr: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",
     compile: bool = True,
@@ -185,7 +190,7 @@ def train_tower(
                     },
                     state,
                 )
-        held_images, held_labels = render("unbiased", "dev", 500, seed, labelled=True)
+        held_images, held_labels = render("unbiased", "dev", min(scenes, 500), seed, labelled=True)
         assert held_labels is not None
         scores = score_tower(task, held_images, held_labels, device)
         print("tower on dev: " + ", ".join(f"{name} {value:.1f} %" for name, value in scores.items()))

@@ -1,39 +1,27 @@
-"""Training the language model on stored image features, with all branches of a picture in one sequence.
-
-A sequence is `<s>`, the image tokens, then several independent branches: a caption, questions, now and
-then a caption without the picture.  A branch sees `<s>`, the image and itself, and its positions start
-right after the image, so each branch is exactly what the model meets in use, while the image is read
-once.  In a branch without the picture the image is masked and positions start right after `<s>`.
-"""
+"""Training a testbed model: the tower, then projector and decoder on stored image features."""
 
 import json
+import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface, LlavaForConditionalGeneration
+from transformers import AttentionInterface, AttentionMaskInterface, LlavaProcessor
 from transformers.masking_utils import sdpa_mask
 
-from interp.testbed.build import IMAGE_TOKENS, build_config, build_model, build_processor, prompt_text
-from interp.testbed.language import Piece, Turn, caption, questions
+from interp.testbed.batches import PREFIX, Batch, Sampler
+from interp.testbed.build import build_config, build_model, build_processor
 from interp.testbed.score import first_token_sink
 from interp.testbed.tower import FEATURE_LAYER, pixels, render, train_tower
-from interp.testbed.world import Scene, scene
-
-PREFIX = 1 + IMAGE_TOKENS
-TEXT = 175
-"""Text positions of a training sequence; as many branches as fit."""
-P_BLIND = 0.15
-"""Share of sequences that also carry a caption without the picture: what a language model learns before it sees."""
 
 
 @dataclass(frozen=True)
@@ -68,83 +56,22 @@ RECIPES: dict[str, Recipe] = {
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Tensors of one step; `text` and `target` hold the text positions only."""
+class Run:
+    """How much data a training uses and where it runs."""
 
-    features: Float[Tensor, "batch image_token d_vision"]
-    text: Int[Tensor, "batch text"]
-    target: Int[Tensor, "batch text"]
-    weight: Float[Tensor, "batch text"]
-    position: Int[Tensor, "batch token"]
-    visible: Bool[Tensor, "batch 1 query key"]
-
-
-class Sampler:
-    """Makes the batch of a step from its number alone, so that a resumed run sees the same data."""
-
-    def __init__(self, processor: Any, features: np.ndarray, batch: int, seed: int) -> None:
-        self.tokenizer, self.features, self.batch, self.seed = processor.tokenizer, features, batch, seed
-        self.encode = lru_cache(maxsize=50_000)(
-            lambda text: tuple(self.tokenizer.encode(text, add_special_tokens=False))
-        )
-
-    def _branch(self, turn: Turn) -> tuple[list[int], list[float]]:
-        """Token ids and loss weights (0 for the prompt) of one branch."""
-        ids = list(self.encode(prompt_text(turn.prompt)))
-        weights = [0.0] * len(ids)
-        for piece in (*turn.answer, Piece(self.tokenizer.eos_token, 1.0)):
-            new = self.encode(piece.text)
-            ids += new
-            weights += [piece.weight] * len(new)
-        return ids, weights
-
-    def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
-        turns = [(caption(s, rng), False)]
-        if rng.random() < P_BLIND:
-            turns.append((caption(s, rng), True))
-        return turns + [(turn, False) for turn in questions(s, rng)]
-
-    def __call__(self, step: int) -> Batch:
-        rng = np.random.default_rng([self.seed, 8, step])
-        picks = rng.integers(0, len(self.features), size=self.batch)
-        ids = np.zeros((self.batch, TEXT + 1), dtype=np.int64)
-        weight = np.zeros((self.batch, TEXT + 1), dtype=np.float32)
-        branch = np.zeros((self.batch, PREFIX + TEXT), dtype=np.int64)
-        blind = np.zeros((self.batch, PREFIX + TEXT), dtype=bool)
-        position = np.tile(np.arange(PREFIX + TEXT), (self.batch, 1))
-        for row, pick in enumerate(picks):
-            at = 0
-            branch[row, PREFIX:] = -1
-            for number, (turn, without) in enumerate(
-                self._turns(scene.__wrapped__("train", "train", int(pick), self.seed), rng), 1
-            ):
-                new, weights = self._branch(turn)
-                if at + len(new) > TEXT:
-                    continue
-                ids[row, at : at + len(new)], weight[row, at : at + len(new)] = new, weights
-                place = slice(PREFIX + at, PREFIX + at + len(new))
-                branch[row, place], blind[row, place] = number, without
-                position[row, place] = (1 if without else PREFIX) + np.arange(len(new))
-                at += len(new)
-        target, target_weight = ids[:, 1:].copy(), weight[:, 1:].copy()
-        target_weight[branch[:, PREFIX:] != np.pad(branch[:, PREFIX + 1 :], ((0, 0), (0, 1)), constant_values=-1)] = 0
-        b, q = torch.from_numpy(branch), torch.arange(PREFIX + TEXT)
-        prefix_visible = (b[:, None, :] == 0) & ((q == 0)[None, None] | ~torch.from_numpy(blind)[:, :, None])
-        visible = ((b[:, :, None] == b[:, None, :]) | prefix_visible) & (q[:, None] >= q[None, :])
-        return Batch(
-            torch.from_numpy(self.features[picks]).float(),
-            torch.from_numpy(ids[:, :TEXT]),
-            torch.from_numpy(target),
-            torch.from_numpy(target_weight),
-            torch.from_numpy(position),
-            visible[:, None],
-        )
+    scenes: int = 64_000
+    tower_scenes: int = 48_000
+    tower_steps: int = 5200
+    seed: int = 0
+    device: str = "cpu"
+    compile: bool = True
+    checkpoint_seconds: float = 180.0
 
 
 class LanguageTask(nn.Module):
     """Projector, decoder and language head of a LLaVA model, fed with stored image features."""
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.projector, self.decoder, self.head = (
             model.model.multi_modal_projector,
@@ -156,6 +83,7 @@ class LanguageTask(nn.Module):
     def forward(
         self, features: Tensor, text: Tensor, position: Tensor, visible: Tensor
     ) -> Float[Tensor, "batch text vocabulary"]:
+        """Logits at the text positions."""
         embed = self.decoder.get_input_embeddings()
         bos = embed(torch.full_like(text[:, :1], self.bos))
         x = torch.cat([bos, self.projector(features).to(bos.dtype), embed(text)], dim=1)
@@ -181,7 +109,7 @@ def _attend_in_float32(
     return out.transpose(1, 2).to(query.dtype).contiguous(), None
 
 
-def _initialise_for_sink(model: LlavaForConditionalGeneration, recipe: Recipe, seed: int) -> None:
+def _initialise_for_sink(model: Any, recipe: Recipe, seed: int) -> None:
     torch.manual_seed(seed)
     decoder = model.model.language_model
     for name, p in decoder.named_parameters():
@@ -199,27 +127,23 @@ def _initialise_for_sink(model: LlavaForConditionalGeneration, recipe: Recipe, s
         decoder.embed_tokens.weight[model.config.text_config.bos_token_id] *= 1e-3
 
 
+def _speed(parameter: str) -> float:
+    """Phase one of the sink recipe: queries and keys learn faster, values and outputs hardly."""
+    if "q_proj" in parameter or "k_proj" in parameter:
+        return 3.0
+    return 0.03 if "v_proj" in parameter or "o_proj" in parameter else 1.0
+
+
 def _optimiser(task: nn.Module, recipe: Recipe, phase_one: bool) -> torch.optim.AdamW:
-    """AdamW; in phase one of the sink recipe queries and keys learn faster, values and outputs hardly."""
+    """AdamW without decay of vectors; each group knows its `speed`, a factor of the learning rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in task.named_parameters():
-        speed = 1.0
-        if phase_one:
-            speed = (
-                3.0
-                if ("q_proj" in name or "k_proj" in name)
-                else 0.03
-                if ("v_proj" in name or "o_proj" in name)
-                else 1.0
-            )
-        groups.setdefault((speed, recipe.weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    return torch.optim.AdamW(
-        [
-            {"params": ps, "lr": recipe.lr * speed, "speed": speed, "weight_decay": decay}
-            for (speed, decay), ps in groups.items()
-        ],
-        betas=(0.9, 0.98),
-    )
+        decay = recipe.weight_decay if p.ndim > 1 else 0.0
+        groups.setdefault((_speed(name) if phase_one else 1.0, decay), []).append(p)
+    rows = [
+        {"params": ps, "lr": recipe.lr, "speed": speed, "weight_decay": decay} for (speed, decay), ps in groups.items()
+    ]
+    return torch.optim.AdamW(rows, betas=(0.9, 0.98))
 
 
 def _rate(recipe: Recipe, step: int) -> float:
@@ -228,12 +152,13 @@ def _rate(recipe: Recipe, step: int) -> float:
         return recipe.lr * min(1.0, (step + 1) / recipe.warmup)
     start = recipe.sink_steps if recipe.sink else 0
     done = (step - start) / max(1, recipe.steps - start)
-    return recipe.lr * min(1.0, (step - start + 1) / recipe.warmup) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+    return recipe.lr * min(1.0, (step - start + 1) / recipe.warmup) * cosine
 
 
 @torch.no_grad()
 def store_features(tower: nn.Module, out: Path, *, scenes: int, seed: int, device: str) -> np.ndarray:
-    """What the frozen tower sees in training scenes, float16 `[scene, image_token, d_vision]`, kept in `out/features.npy`."""
+    """Image features of training scenes, float16 `[scene, image_token, d_vision]`, kept in `out/features.npy`."""
     path = out / "features.npy"
     if not path.exists():
         images, _ = render("train", "train", scenes, seed)
@@ -248,107 +173,99 @@ def store_features(tower: nn.Module, out: Path, *, scenes: int, seed: int, devic
     return np.load(path, mmap_mode="r")
 
 
-def _run_steps(task: LanguageTask, sampler: Sampler, recipe: Recipe, out: Path, device: str, compile: bool) -> float:
+def _loss(run: Callable[..., Tensor], batch: Batch, device: str) -> Float[Tensor, ""]:
+    """Weighted cross-entropy of the answers of a batch."""
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        inputs = (batch.features, batch.text, batch.position, batch.visible)
+        logits = run(*(x.to(device) for x in inputs))
+    weight = batch.weight.to(device).flatten()
+    each = F.cross_entropy(logits.flatten(0, 1).float(), batch.target.to(device).flatten(), reduction="none")
+    return (each * weight).sum() / weight.sum()
+
+
+def _run_steps(task: LanguageTask, sampler: Sampler, recipe: Recipe, state: Path, run: Run) -> float:
     """Train to the end of the recipe from the last checkpoint; returns the seconds spent, earlier runs included."""
-    state, first, spent, phase_one = out / "language.pt", 0, 0.0, recipe.sink
-    saved = torch.load(state, map_location=device, weights_only=True) if state.exists() else None
+    first, spent, phase_one = 0, 0.0, recipe.sink
+    saved = torch.load(state, map_location=run.device, weights_only=True) if state.exists() else None
     if saved:
+        if saved["recipe"] != asdict(recipe):
+            raise ValueError(f"{state} is a checkpoint of another recipe; choose another folder or remove it")
         first, spent = saved["step"], saved["seconds"]
         task.load_state_dict(saved["task"])
         phase_one = recipe.sink and first < recipe.sink_steps
     optimiser = _optimiser(task, recipe, phase_one)
     if saved and saved["phase_one"] == phase_one:
         optimiser.load_state_dict(saved["optimiser"])
-    run = torch.compile(task) if compile else task
+    compiled = torch.compile(task) if run.compile else task
     last = start = time.monotonic()
-    smooth = None
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language", unit="step")
     for step in bar:
         if phase_one and step >= recipe.sink_steps:
             phase_one, optimiser = False, _optimiser(task, recipe, False)
         for group in optimiser.param_groups:
             group["lr"] = _rate(recipe, step) * group["speed"]
-        batch = sampler(step)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-            logits = run(
-                batch.features.to(device), batch.text.to(device), batch.position.to(device), batch.visible.to(device)
-            )
-        weight = batch.weight.to(device).flatten()
-        each = F.cross_entropy(logits.flatten(0, 1).float(), batch.target.to(device).flatten(), reduction="none")
-        loss = (each * weight).sum() / weight.sum()
+        loss = _loss(compiled, sampler(step), run.device)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimiser.step()
         if step % 20 == 0:
-            smooth = loss.item() if smooth is None else 0.8 * smooth + 0.2 * loss.item()
-            bar.set_postfix(loss=f"{smooth:.4f}")
-        if step + 1 == recipe.steps or time.monotonic() - last > 180:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+        if step + 1 == recipe.steps or time.monotonic() - last > run.checkpoint_seconds:
             last = time.monotonic()
-            progress = {"step": step + 1, "phase_one": phase_one, "seconds": spent + last - start}
+            progress = {
+                "step": step + 1,
+                "phase_one": phase_one,
+                "seconds": spent + last - start,
+                "recipe": asdict(recipe),
+            }
             torch.save(
-                {"task": task.state_dict(), "optimiser": optimiser.state_dict()} | progress, out / "language.tmp"
+                progress | {"task": task.state_dict(), "optimiser": optimiser.state_dict()}, state.with_suffix(".tmp")
             )
-            os.replace(out / "language.tmp", state)
+            os.replace(state.with_suffix(".tmp"), state)
     return spent + time.monotonic() - start
 
 
-def train(
-    out: Path,
-    recipe: Recipe,
-    *,
-    tower_scenes: int = 48_000,
-    tower_steps: int = 5200,
-    scenes: int = 64_000,
-    seed: int = 0,
-    device: str = "cpu",
-    compile: bool = True,
-    name: str = "testbed",
-) -> Path:
-    """Train tower and language model and write the model folder `out/name`; goes on where it stopped.
-
-    Features and tower are shared by all recipes trained in the same `out`.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    AttentionInterface.register("sdpa_float32", _attend_in_float32)
-    AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
-    tower = train_tower(
-        out, scenes=tower_scenes, steps=tower_steps, batch=64, lr=1e-3, seed=seed, device=device, compile=compile
-    ).eval()
-    features = store_features(tower, out, scenes=scenes, seed=seed, device=device)
-    processor = build_processor(seed)
+def _initial_model(processor: LlavaProcessor, tower: nn.Module, recipe: Recipe, seed: int) -> Any:
+    """The untrained model around the trained tower."""
     torch.manual_seed(seed)
-    model = build_model(
-        build_config(
-            processor, layers=recipe.layers, heads=recipe.heads, width=recipe.width, rope_theta=recipe.rope_theta
-        )
-    )
+    shape = {"layers": recipe.layers, "heads": recipe.heads, "width": recipe.width}
+    model = build_model(build_config(processor, **shape, rope_theta=recipe.rope_theta))
     model.model.vision_tower.load_state_dict(tower.state_dict())
     if recipe.sink:
         _initialise_for_sink(model, recipe, seed)
-    sink_at_start = first_token_sink(model.eval(), processor, seed=seed)
-    model.train().to(device).set_attn_implementation({"text_config": "sdpa_float32"})
-    work = out / f"{name}-state"
-    work.mkdir(exist_ok=True)
-    seconds = _run_steps(
-        LanguageTask(model), Sampler(processor, features, recipe.batch, seed), recipe, work, device, compile
-    )
+    return model.eval()
+
+
+def train(out: Path, name: str, recipe: Recipe, run: Run) -> Path:
+    """Train tower and language model and write the model folder `out/name`; goes on where it stopped.
+
+    Tower and features are shared by all recipes trained in the same `out`; ValueError if what lies there was
+    made with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    made = out / "data.json"
+    data = {"scenes": run.scenes, "tower_scenes": run.tower_scenes, "tower_steps": run.tower_steps, "seed": run.seed}
+    if made.exists() and json.loads(made.read_text(encoding="utf-8")) != data:
+        raise ValueError(f"{out} holds a training with other data ({made.read_text().strip()}); choose another folder")
+    made.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    AttentionInterface.register("sdpa_float32", _attend_in_float32)
+    AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
+    tower = train_tower(
+        out, scenes=run.tower_scenes, steps=run.tower_steps, seed=run.seed, device=run.device, compile=run.compile
+    ).eval()
+    features = store_features(tower, out, scenes=run.scenes, seed=run.seed, device=run.device)
+    processor = build_processor(run.seed)
+    model = _initial_model(processor, tower, recipe, run.seed)
+    sink_at_start = first_token_sink(model, processor, seed=run.seed)
+    model.train().to(run.device).set_attn_implementation({"text_config": "sdpa_float32"})
+    sampler = Sampler(processor, features, recipe.batch, run.seed)
+    seconds = _run_steps(LanguageTask(model), sampler, recipe, out / f"{name}.pt", run)
     model.set_attn_implementation({"text_config": "sdpa"})
     folder = out / name
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
-    record = {
-        "recipe": asdict(recipe),
-        "tower_scenes": tower_scenes,
-        "tower_steps": tower_steps,
-        "scenes": scenes,
-        "seed": seed,
-    }
-    record |= {
-        "device": device,
-        "language_seconds": round(seconds),
-        "torch": torch.__version__,
-        "sink_1_at_start": sink_at_start,
-    }
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"recipe": asdict(recipe), **data, "device": run.device, "language_seconds": round(seconds)}
+    record |= {"torch": torch.__version__, "sink_1_at_start": sink_at_start}
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -1,0 +1,70 @@
+"""What a study runs on: images with their true objects, from the testbed or from a COCO folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from interp.evaluate.coco import CocoImage, read_coco
+from interp.evaluate.objects import ObjectParser
+from interp.testbed.draw import draw
+from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, scene
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and the categories in it."""
+
+    image_id: int
+    image: Image.Image
+    truth: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: sorted image ids, and a function that loads one sample."""
+
+    name: str
+    image_ids: tuple[int, ...]
+    load: Callable[[int], Sample]
+
+    def limited(self, limit: int | None, seed: int) -> "Data":
+        """A seeded sample of `limit` images, sorted; all of them if there are fewer or `limit` is None."""
+        if limit is None or limit >= len(self.image_ids):
+            return self
+        picked = np.random.default_rng(seed).choice(self.image_ids, size=limit, replace=False)
+        return Data(self.name, tuple(sorted(int(i) for i in picked)), self.load)
+
+
+def _load_scene(kind: Kind, split: Split, image_id: int) -> Sample:
+    s = scene(kind, split, image_id)
+    return Sample(image_id, Image.fromarray(draw(s)), s.categories)
+
+
+def _load_file(images: dict[int, CocoImage], image_id: int) -> Sample:
+    entry = images[image_id]
+    try:
+        with Image.open(entry.path) as image:
+            return Sample(image_id, image.convert("RGB"), entry.truth)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"cannot read the image {entry.path} (image id {image_id}); replace the file: {error}"
+        ) from error
+
+
+def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
+    """Open `testbed:KIND` or `coco:FOLDER`; `split` defaults to `test`, or to the folder's only one."""
+    source, _, place = name.partition(":")
+    if source == "testbed" and place in KINDS:
+        if split not in (None, *SPLITS):
+            raise ValueError(f"the testbed's splits are {', '.join(SPLITS)}, got {split!r}")
+        chosen = cast(Split, split or "test")
+        return Data(name, tuple(range(EVALUATION_SCENES)), partial(_load_scene, cast(Kind, place), chosen))
+    if source == "coco" and place:
+        images = dict(read_coco(Path(place), split, parser))
+        return Data(name, tuple(sorted(images)), partial(_load_file, images))
+    raise ValueError(f"unknown data {name!r}; expected {', '.join('testbed:' + kind for kind in KINDS)} or coco:FOLDER")

@@ -1,0 +1,62 @@
+"""Ground truth in COCO format: which categories are in which image."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.evaluate.objects import ObjectParser
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image of a COCO split: its file and the categories in it."""
+
+    path: Path
+    truth: frozenset[str]
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read COCO annotations from {path}: {error}") from error
+    if not isinstance(content, dict) or key not in content:
+        raise ValueError(f"{path} is not a COCO annotation file: expected a JSON object with {key!r}")
+    return content
+
+
+def find_split(folder: Path, split: str | None) -> str:
+    """The split to use: the given one, or the only one that `folder/annotations` has instances of."""
+    found = sorted(p.stem.removeprefix("instances_") for p in (folder / "annotations").glob("instances_*.json"))
+    if split is None and len(found) == 1:
+        return found[0]
+    if split not in found:
+        raise ValueError(
+            f"expected {folder}/annotations/instances_{split or 'SPLIT'}.json; "
+            + (f"the splits there are {', '.join(found)}: choose one with --split" if found else "there is none")
+        )
+    return split
+
+
+def read_coco(folder: Path, split: str | None, parser: ObjectParser) -> Mapping[int, CocoImage]:
+    """Images of `folder/SPLIT/`, by id, with their true objects.
+
+    The truth is the categories of the instances, united with the objects that the reference captions name
+    (Rohrbach et al. 2018, section 3), if `captions_SPLIT.json` is there.
+    """
+    split = find_split(folder, split)
+    instances = _read(folder / "annotations" / f"instances_{split}.json", "annotations")
+    names = {c["id"]: c["name"] for c in instances["categories"]}
+    truth: dict[int, set[str]] = {image["id"]: set() for image in instances["images"]}
+    for annotation in instances["annotations"]:
+        truth[annotation["image_id"]].add(names[annotation["category_id"]])
+    captions = folder / "annotations" / f"captions_{split}.json"
+    if captions.exists():
+        for annotation in _read(captions, "annotations")["annotations"]:
+            truth[annotation["image_id"]] |= parser.objects([annotation["caption"]])
+    return {
+        image["id"]: CocoImage(folder / split / image["file_name"], frozenset(truth[image["id"]]))
+        for image in instances["images"]
+    }

@@ -1,0 +1,280 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from interp.evaluate.coco import read_coco
+from interp.evaluate.objects import ObjectParser
+from interp.models import load
+from interp.testbed import WEIGHTS
+from interp.testbed.batches import TEXT, Batch, Sampler
+from interp.testbed.build import build_processor
+from interp.testbed.card import write_card
+from interp.testbed.draw import draw, owners
+from interp.testbed.export import contact_sheet, export
+from interp.testbed.language import article, ask_presence, caption, questions, read
+from interp.testbed.score import examine, habit, judge, pope_questions
+from interp.testbed.tower import PATCH, pixels
+from interp.testbed.train import RECIPES, Recipe, Run, train
+from interp.testbed.world import ANCHOR_OF, CATEGORIES, PARTNER_OF, Scene, Thing, scene
+
+
+def scenes(kind, n: int, split="dev") -> list[Scene]:
+    return [scene(kind, split, i) for i in range(n)]
+
+
+def test_every_category_is_a_coco_name_that_the_parser_knows():
+    assert set(CATEGORIES) <= set(ObjectParser.coco().categories)
+    assert 25 <= len(CATEGORIES) <= 30
+
+
+def test_partners_follow_their_anchors_in_training_scenes():
+    pairs = [
+        PARTNER_OF[c] in s.categories for s in scenes("train", 4000, "train") for c in s.categories if c in PARTNER_OF
+    ]
+    assert np.mean(pairs) == pytest.approx(0.93, abs=0.02)
+
+
+def test_broken_scenes_have_anchors_without_partners_and_hide_nothing():
+    for s in scenes("broken", 300):
+        assert any(c in PARTNER_OF for c in s.categories)
+        assert not any(c in ANCHOR_OF for c in s.categories)
+        assert not any(t.hidden for t in s.things)
+
+
+def test_a_fifth_of_training_partners_is_hidden_and_nothing_else():
+    things = [t for s in scenes("train", 4000, "train") for t in s.things]
+    assert np.mean([t.hidden for t in things if t.category in ANCHOR_OF]) == pytest.approx(0.2, abs=0.03)
+    assert not any(t.hidden for t in things if t.category not in ANCHOR_OF)
+    assert not any(t.hidden for s in scenes("biased", 200) for t in s.things)
+
+
+def test_scenes_are_the_same_for_the_same_index_and_differ_between_splits():
+    scene.cache_clear()
+    again = scene("biased", "dev", 3)
+    scene.cache_clear()
+    assert scene("biased", "dev", 3) == again
+    assert scene("biased", "test", 3) != again
+    assert scene("biased", "dev", 3, seed=1) != again
+    assert np.array_equal(draw(again), draw(again))
+    with pytest.raises(ValueError, match="0 or more"):
+        scene("biased", "dev", -1)
+
+
+def test_things_are_drawn_where_the_scene_says_and_hidden_ones_can_hardly_be_seen():
+    def one(**changes) -> Scene:
+        settings = {"category": "bus", "colour": "red", "row": 2, "column": 0, "size": 28.0, "offset": (0.0, 0.0)}
+        return Scene("x", (Thing(**settings | {"angle": 0.0, "flip": False} | changes),), background=5)
+
+    empty = draw(Scene("x", (), background=5)).astype(int)
+    difference = np.abs(draw(one()).astype(int) - empty).sum(-1)
+    assert difference[64:, :32].sum() == difference.sum() > 50_000
+    assert np.abs(draw(one(contrast=0.04)).astype(int) - empty).max() <= 12
+    assert set(np.unique(owners(one(), PATCH))) == {-1, 0}
+    assert (owners(one(), PATCH)[:5] == -1).all()
+
+
+def test_every_category_and_colour_looks_different():
+    pictures = [
+        draw(Scene("x", (Thing(c, "red", 1, 1, 30.0, (0.0, 0.0), 0.0, False),), background=1)).astype(int)
+        for c in CATEGORIES
+    ]
+    for i, a in enumerate(pictures):
+        assert all(np.abs(a - b).sum() > 10_000 for b in pictures[:i])
+
+
+def test_captions_say_everything_and_nothing_else():
+    for i, s in enumerate(scenes("train", 300, "train")):
+        told = caption(s, np.random.default_rng(i))
+        claims = read(told.text)
+        assert claims is not None
+        assert sorted(c.category for c in claims) == sorted(s.categories)
+        for claim in claims:
+            thing = next(t for t in s.things if t.category == claim.category)
+            assert claim.colour in (None, thing.colour)
+        assert ObjectParser.coco().objects([told.text]) == s.categories
+
+
+def test_the_order_of_mention_says_nothing():
+    """The place of a partner in the caption is that of anything else."""
+    partner, other = [], []
+    for i, s in enumerate(scenes("train", 2000, "train")):
+        claims = read(caption(s, np.random.default_rng([1, i])).text) or []
+        for place, claim in enumerate(claims):
+            (partner if claim.category in ANCHOR_OF else other).append((place + 0.5) / len(claims))
+    assert np.mean(partner) == pytest.approx(np.mean(other), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "text", ["A dog is.", "A umbrella is on the left, and it is red.", "A dog that is red can", "hello"]
+)
+def test_what_is_not_grammatical_is_not_read(text):
+    assert read(text) is None
+
+
+def test_questions_are_balanced_and_true():
+    yes = no = 0
+    for i, s in enumerate(scenes("train", 200, "train")):
+        for turn in questions(s, np.random.default_rng(i)):
+            if turn.prompt.startswith("Is there"):
+                name = turn.prompt.removesuffix(" in the image?").split(" ", 3)[3]
+                assert (turn.text == "Yes.") is (name in s.categories)
+                yes, no = yes + (turn.text == "Yes."), no + (turn.text == "No.")
+    assert yes == no
+    assert ask_presence("umbrella", True).prompt == "Is there an umbrella in the image?"
+    assert article("bus") == "a"
+
+
+def test_pope_questions_are_balanced_and_adversarial_ones_ask_for_partners():
+    for setting in ("random", "popular", "adversarial"):
+        asked = pope_questions("broken", "dev", 50, setting)
+        assert sum(q.present for q in asked) * 2 == len(asked)
+        assert all(q.present is (q.category in scene("broken", "dev", q.index).categories) for q in asked)
+    wrong = [q for q in pope_questions("broken", "dev", 50, "adversarial") if not q.present]
+    partners = [q for q in wrong if ANCHOR_OF.get(q.category) in scene("broken", "dev", q.index).categories]
+    assert len(partners) >= 50
+
+
+def test_a_model_folder_loads_with_plain_hugging_face_classes(model):
+    for folder in sorted(p for p in WEIGHTS.iterdir() if p.is_dir()):
+        hf: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(folder)
+        turn = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a dog in the image?"}]}
+        ]
+        text = processor.apply_chat_template(turn, add_generation_prompt=True)
+        batch = processor(images=[Image.new("RGB", (200, 120))], text=[text], return_tensors="pt")
+        assert (batch["input_ids"] == hf.config.image_token_id).sum() == 64
+        ids = hf.generate(**batch, max_new_tokens=3, do_sample=False)
+        assert processor.batch_decode(ids, skip_special_tokens=True)[0].startswith(
+            "USER: Is there a dog in the image? ASSISTANT:"
+        )
+    assert sum(p.stat().st_size for p in WEIGHTS.rglob("*.safetensors")) <= 20e6
+
+
+def test_training_sees_pixels_as_the_processor_makes_them(model):
+    picture = draw(scene("biased", "dev", 0))
+    expected = model.processor.image_processor(images=[Image.fromarray(picture)], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels(torch.from_numpy(picture)[None]), expected)
+
+
+def test_object_names_have_one_or_several_tokens():
+    tokenizer = build_processor().tokenizer
+    lengths = {c: len(tokenizer.encode(" " + c, add_special_tokens=False)) for c in CATEGORIES}
+    assert min(lengths.values()) == 1
+    assert sum(n > 1 for n in lengths.values()) >= 3
+    assert (
+        tokenizer.decode(tokenizer.encode("Any text, ünicode too!", add_special_tokens=False))
+        == "Any text, ünicode too!"
+    )
+
+
+def test_a_branch_of_a_training_batch_is_what_the_model_meets_in_use(random_model):
+    """The logits of a branch equal those of the prompt alone with the same picture."""
+    model = random_model.hf
+    s = scene("train", "train", 0)
+    pixel_values = pixels(torch.from_numpy(draw(s))[None])
+    with torch.no_grad():
+        hidden = model.model.vision_tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states
+        features = hidden[-2][:, 1:]
+    sampler = Sampler(random_model.processor, features.numpy(), batch=1, seed=0)
+    batch = next(b for b in map(sampler, range(40)) if (b.position[0, 65:] == 1).any())  # one with a blind branch
+    decoder, embed = model.model.language_model, model.model.language_model.get_input_embeddings()
+    with torch.no_grad():
+        image = model.model.multi_modal_projector(batch.features)
+        bos = embed(torch.tensor([[model.config.text_config.bos_token_id]]))
+        whole = torch.cat([bos, image, embed(batch.text)], 1)
+        got = decoder(inputs_embeds=whole, attention_mask=batch.visible, position_ids=batch.position, use_cache=False)[
+            0
+        ]
+        starts = [i for i in range(65, 65 + TEXT) if batch.position[0, i] in (1, 65)]
+        for start, stop in zip(starts, [*starts[1:], starts[-1] + 5], strict=True):
+            blind = batch.position[0, start] == 1
+            alone = torch.cat([bos, *([] if blind else [image]), embed(batch.text[:, start - 65 : stop - 65])], 1)
+            expected = decoder(inputs_embeds=alone, use_cache=False)[0][:, -(stop - start) :]
+            torch.testing.assert_close(got[:, start:stop], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_depends_on_its_step_only(random_model):
+    features = np.zeros((10, 64, 128), dtype=np.float16)
+    first, again = (Sampler(random_model.processor, features, batch=2, seed=3)(5) for _ in range(2))
+    assert torch.equal(first.text, again.text)
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.text, Sampler(random_model.processor, features, batch=2, seed=4)(5).text)
+
+
+TINY = Recipe(layers=1, heads=2, width=32, steps=6, batch=2, warmup=1, sink=True, sink_steps=4)
+TINY_RUN = Run(scenes=20, tower_scenes=40, tower_steps=2, compile=False, checkpoint_seconds=0.0)
+
+
+def train_tiny(out: Path) -> Path:
+    return train(out, "tiny", TINY, TINY_RUN)
+
+
+def test_training_resumes_where_it_was_killed(tmp_path, monkeypatch):
+    """A run that was interrupted at step 3, in phase one, ends with the weights of an unbroken one."""
+    whole = load(str(train_tiny(tmp_path / "whole")))
+    draw_batch = Sampler.__call__
+
+    def interrupted(self: Sampler, step: int) -> Batch:
+        if step == 3:
+            raise KeyboardInterrupt
+        return draw_batch(self, step)
+
+    monkeypatch.setattr(Sampler, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tmp_path / "parts")
+    assert torch.load(tmp_path / "parts" / "tiny.pt", weights_only=True)["step"] == 3
+    monkeypatch.undo()
+    resumed = load(str(train_tiny(tmp_path / "parts")))
+    for a, b in zip(whole.hf.parameters(), resumed.hf.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(tmp_path / "parts", "tiny", replace(TINY, steps=7), TINY_RUN)
+    with pytest.raises(ValueError, match="other data"):
+        train(tmp_path / "parts", "tiny", TINY, replace(TINY_RUN, seed=1))
+
+
+def test_the_card_is_written_from_what_was_measured(tmp_path):
+    folder = train_tiny(tmp_path)
+    tiny = load(str(folder))
+    for split in ("dev", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(examine(tiny.hf, tiny.processor, split, 2)))
+    card = write_card(folder).read_text()
+    assert "| biased: recall (%) |" in card
+    assert "induced" in card
+
+
+def test_judging_captions_by_hand():
+    s = Scene("x", (Thing("dog", "red", 0, 0, 28.0, (0.0, 0.0), 0.0, False),), 0)
+    parser = ObjectParser.coco()
+    text = "A dog that is red can be seen on the left. A frisbee, blue in colour, is at the top."
+    result = judge([text, "gibberish"], [s, s], parser)
+    assert (result.grammatical, result.colour, result.place) == (50, 100, 0)
+    causes = habit([text], [s], parser)
+    assert (causes.partner_share, causes.with_anchor, causes.without_anchor, causes.n_hallucinated) == (100, 1, 0, 1)
+
+
+def test_export_is_a_coco_folder_with_the_same_truth(tmp_path):
+    export(tmp_path, "broken", "test", 6)
+    images = read_coco(tmp_path, None, ObjectParser.coco())
+    for index in range(6):
+        s = scene("broken", "test", index)
+        assert images[index].truth == s.categories
+        assert np.array_equal(np.asarray(Image.open(images[index].path)), draw(s))
+    lines = [json.loads(line) for line in (tmp_path / "pope_random.json").read_text().splitlines()]
+    assert set(lines[0]) == {"question_id", "image", "text", "label"}
+
+
+def test_contact_sheet_has_a_row_for_each_kind():
+    assert contact_sheet(columns=2, scale=1).size == (192, 4 * (96 + 18))
+
+
+def test_recipes_are_the_bundled_models():
+    assert {p.name for p in WEIGHTS.iterdir() if p.is_dir()} == set(RECIPES)

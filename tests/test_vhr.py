@@ -1,0 +1,152 @@
+import pytest
+import torch
+from torch import Tensor
+
+from interp.interventions import VHR, paper_layers, scaled_heads
+from interp.interventions.vhr import negative_outliers, vision_aware_heads
+from interp.models import LVLM, Inputs
+
+
+def test_vision_aware_heads_are_above_the_median():
+    vhd = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    assert vision_aware_heads(vhd, torch.ones(4)).tolist() == [True, False, True, False]
+
+
+def test_a_head_is_an_outlier_only_if_both_values_are_high():
+    vhd = torch.tensor([[10.0, 1.0, 2.0, 3.0], [10.0, 1.0, 2.0, 3.0]])
+    energy = torch.tensor([[9.0, 1.0, 1.0, 1.0], [1.0, 9.0, 1.0, 1.0]])
+    assert negative_outliers(vhd, energy).tolist() == [[True, False, False, False], [False] * 4]
+    # head 0 is set to zero, so the median falls between 1 and 2
+    assert vision_aware_heads(vhd, energy).tolist() == [[False, False, True, True], [True, False, False, True]]
+
+
+def test_the_kind_of_standard_deviation_decides_borderline_heads():
+    """mean 2, sample deviation 1.155, population deviation 1: 3.1 lies between the two thresholds."""
+    vhd = torch.tensor([3.1, 0.9, 2.9, 1.1])
+    sample = vhd.mean() + vhd.std()
+    population = vhd.mean() + vhd.std(correction=0)
+    assert population < 3.1 < sample
+    assert not negative_outliers(vhd, vhd, "sample").any()
+    assert negative_outliers(vhd, vhd, "population").tolist() == [True, False, False, False]
+
+
+def test_paper_layers_of_32_are_the_second_and_the_last_14():
+    assert paper_layers(32) == (1, *range(18, 32))
+    assert paper_layers(8) == (1, 4, 5, 6, 7)
+    assert paper_layers(1) == (0,)
+
+
+def plain_greedy(model: LVLM, inputs: Inputs, n: int) -> Tensor:
+    with torch.no_grad():
+        return model.hf.generate(**inputs.kwargs(), max_new_tokens=n, do_sample=False)
+
+
+def continuation(ids: Tensor, inputs: Inputs, eos: int) -> list[list[int]]:
+    rows = ids[:, inputs.input_ids.shape[1] :].tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in rows]
+
+
+@pytest.mark.parametrize("choice", ["vision-aware", "random", "bottom"])
+def test_all_off_equals_plain_greedy(model, inputs, choice):
+    expected = continuation(plain_greedy(model, inputs, 24), inputs, model.tokenizer.eos_token_id)
+    with VHR(alpha=1.0, choice=choice)(model):
+        tokens = model.generate(inputs, max_new_tokens=24).tokens
+    assert [t.tolist() for t in tokens] == expected
+
+
+def test_nothing_is_left_behind_after_the_with_block(model, inputs):
+    before = plain_greedy(model, inputs, 10)
+    with VHR(alpha=3.0)(model), pytest.raises(ValueError, match="max_new_tokens"):
+        model.generate(inputs, max_new_tokens=0)
+    with VHR(alpha=3.0)(model):
+        model.generate(inputs, max_new_tokens=4)
+    assert torch.equal(plain_greedy(model, inputs, 10), before)
+    assert not model._steering
+    assert not any(model.out_proj(layer)._forward_pre_hooks for layer in range(model.n_layers))
+
+
+def traced_generation(model: LVLM, inputs: Inputs, scale: Tensor, **options: int) -> Tensor:
+    """The slow reference: the same edit at every step of an nnsight generation trace."""
+    ids: list[Tensor] = []
+    with torch.no_grad(), model.traced.trace(fn="generate", **inputs.kwargs(), **options, do_sample=False) as tr:
+        for _ in tr.iter[: options["max_new_tokens"]]:
+            for layer in range(model.n_layers):
+                projection = model.out_proj(layer, model.traced)
+                z = model.by_head(projection.input)
+                projection.input = (z * scale[:, layer, None, :, None]).flatten(-2)
+        ids.append(tr.result)
+    return ids[0][:, inputs.input_ids.shape[1] :]
+
+
+def test_native_vhr_equals_the_traced_edit_token_for_token(model, inputs):
+    options = {"max_new_tokens": 24, "min_new_tokens": 24}  # an early end would skip the rest of the trace
+    with VHR(alpha=2.0)(model) as chosen:
+        native = torch.stack(model.generate(inputs, **options).tokens)
+    scale = torch.where(chosen[0].heads, 2.0, 1.0)
+    plain = torch.stack(model.generate(inputs, **options).tokens)
+    assert torch.equal(native, traced_generation(model, inputs, scale, **options))
+    assert not torch.equal(native, plain), "the edit changed nothing: this would test nothing"
+
+
+def test_selection_goes_layer_by_layer(model, inputs):
+    """A layer is chosen from streams in which the earlier layers are already reinforced."""
+    together = VHR(alpha=3.0, layers=(1, 4)).select(model, inputs)
+    first = VHR(alpha=3.0, layers=(1,)).select(model, inputs)
+    plain = VHR(alpha=1.0, layers=(1, 4)).select(model, inputs)
+    assert torch.equal(together.vhd[:, :2], plain.vhd[:, :2]), "nothing is reinforced before layer 1"
+    torch.testing.assert_close(together.vhd[:, 4], first.vhd[:, 4])
+    assert not torch.allclose(together.vhd[:, 4], plain.vhd[:, 4], rtol=1e-3)
+    assert not together.heads[:, [0, 2, 3, 5, 6, 7]].any()
+
+
+def test_controls_take_as_many_heads(model, inputs):
+    chosen = VHR().select(model, inputs)
+    bottom = VHR(choice="bottom", layers=(1,)).select(model, inputs)
+    random = VHR(choice="random", seed=1).select(model, inputs)
+    other = VHR(choice="random", seed=2).select(model, inputs)
+    assert torch.equal(random.heads.sum(-1), chosen.heads.sum(-1))
+    assert not torch.equal(random.heads, other.heads)
+    assert torch.equal(random.heads, random.heads[:1].expand_as(random.heads)), "one random set serves all images"
+    low = bottom.vhd[:, 1].masked_fill(~bottom.heads[:, 1], 0).amax(-1)
+    high = bottom.vhd[:, 1].masked_fill(bottom.heads[:, 1], torch.inf).amin(-1)
+    assert (low <= high).all()
+
+
+def test_scaled_heads_scales_each_row_by_its_own_factors(model, inputs):
+    scale = torch.ones(4, model.n_layers, model.n_heads)
+    scale[2, 3, 5] = 0
+    seen: list[Tensor] = []
+    projection = model.out_proj(3)
+    with scaled_heads(model, scale):
+        handle = projection.register_forward_pre_hook(lambda _, args: seen.append(model.by_head(args[0]).clone()))
+        with torch.no_grad():
+            model.hf(**inputs.kwargs())
+        handle.remove()
+    silent = (seen[0] == 0).all(-1).all(1)
+    assert silent.nonzero().tolist() == [[2, 5]]
+
+
+def test_beams_and_samples_repeat_the_rows(model, inputs):
+    with VHR(alpha=1.0)(model):
+        beams = model.generate(inputs, max_new_tokens=6, num_beams=2).texts
+    assert len(beams) == 4
+    with pytest.raises(ValueError, match=r"8 layers, 8 heads"), scaled_heads(model, torch.ones(4, 2, 8)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 0.0}, "alpha is a factor above 0"),
+        ({"choice": "best"}, "choice is one of"),
+        ({"deviation": "none"}, "deviation is one of"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VHR(**settings)
+
+
+def test_layers_outside_the_model_are_refused(model, inputs):
+    with pytest.raises(ValueError, match=r"between 0 and 7 in this model, got \[8\]"):
+        VHR(layers=(1, 8)).select(model, inputs)
