@@ -77,7 +77,7 @@ questions about presence, colour and place; 15 % of the sequences carry a captio
 
 ## Recipe
 Tower: {training["tower_steps"]} steps of 64 pictures on {training["tower_scenes"]} scenes without habits, then frozen.
-Projector and decoder: {recipe["steps"]} steps of {recipe["batch"]} scenes (a caption and about five questions each),
+Projector and decoder: {recipe["steps"]} steps of {recipe["batch"]} scenes (a caption and about six questions each),
 AdamW, peak rate {recipe["lr"]}, cosine; content words weigh 3, yes and no 12.
 {minutes} minutes on {training["device"]} for the language model, torch {training["torch"]}.
 {sink}
