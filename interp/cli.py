@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib
 import tyro
 from transformers.utils import logging
 
@@ -157,6 +158,7 @@ def _app() -> Any:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `interp` command: a user's mistake is one line and exit code 2."""
+    matplotlib.use("Agg")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -168,7 +170,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"interp: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interp: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("interp: interrupted; study and testbed train go on where they stopped", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""Figures; each function draws on given axes or new ones and returns the Axes."""
+"""Figures; each function draws on given axes or new ones and returns the Axes (all of them, if several)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from interp.evaluate.statistics import Interval
+from interp.metrics.ranking import auroc
 
 CORRECT, HALLUCINATED = "#3b6fb6", "#c8442f"
 
@@ -43,37 +44,36 @@ def vhd_heatmap(
     return ax
 
 
+def t_vhd_histogram(records: Sequence[Mapping[str, Any]], label: str, ax: Axes | None = None) -> Axes:
+    """T-VHD of hallucinated against correct words or sentences: records with `t_vhd` and `hallucinated`."""
+    ax = _axes(ax, (5, 3.6))
+    values = {flag: [r["t_vhd"] for r in records if r["hallucinated"] is flag] for flag in (False, True)}
+    edges = np.histogram_bin_edges([*values[False], *values[True]] or [0.0], bins=30)
+    for flag, colour, name in ((False, CORRECT, "correct"), (True, HALLUCINATED, "hallucinated")):
+        if values[flag]:
+            ax.hist(
+                values[flag],
+                bins=list(edges),
+                density=True,
+                alpha=0.55,
+                color=colour,
+                label=f"{name} ({len(values[flag])})",
+            )
+            ax.axvline(float(np.mean(values[flag])), color=colour, linestyle="--", linewidth=1)
+            ax.legend(frameon=False)
+    score = auroc([*values[False], *values[True]], [True] * len(values[False]) + [False] * len(values[True]))
+    ax.set(xlabel=f"T-VHD of {label}", ylabel="density", title="" if score is None else f"AUROC {score:.2f}")
+    sns.despine(ax=ax)
+    return ax
+
+
 def t_vhd_histograms(
-    words: Sequence[Mapping[str, Any]], sentences: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+    words: Sequence[Mapping[str, Any]], sentences: Sequence[Mapping[str, Any]], top_k: int
 ) -> tuple[Axes, Axes]:
-    """T-VHD of hallucinated against correct words, and of sentences with and without a hallucination."""
+    """T-VHD at word and at sentence level, side by side on a new figure."""
     _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for ax, records, noun, area in (
-        (left, words, "object words", "auroc"),
-        (right, sentences, "sentences", "auroc_sentence"),
-    ):
-        values = {flag: [r["t_vhd"] for r in records if r["hallucinated"] is flag] for flag in (False, True)}
-        edges = np.histogram_bin_edges([v for vs in values.values() for v in vs] or [0.0], bins=30)
-        for flag, colour, label in ((False, CORRECT, "correct"), (True, HALLUCINATED, "hallucinated")):
-            if values[flag]:
-                ax.hist(
-                    values[flag],
-                    bins=list(edges),
-                    density=True,
-                    alpha=0.55,
-                    color=colour,
-                    label=f"{label} ({len(values[flag])})",
-                )
-                ax.axvline(float(np.mean(values[flag])), color=colour, linestyle="--", linewidth=1)
-        score = summary[area]
-        ax.set(
-            xlabel=f"T-VHD of {noun}"
-            + (" (mean over tokens)" if noun == "sentences" else f" (top {summary['k']} heads a layer)"),
-            ylabel="density",
-            title=f"{noun}: AUROC {score:.2f}" if score is not None else f"{noun}: nothing to compare",
-        )
-        ax.legend(frameon=False)
-        sns.despine(ax=ax)
+    t_vhd_histogram(words, f"object words (top {top_k} of a layer's heads)", left)
+    t_vhd_histogram(sentences, "sentences (mean over tokens)", right)
     return left, right
 
 

@@ -62,7 +62,7 @@ class Records:
             self.rows = [json.loads(line) for line in kept.splitlines()]
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write records and flush them to the disk."""
+        """Write records and hand them to the operating system at once."""
         new = list(rows)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in new)
@@ -72,8 +72,4 @@ class Records:
 
 def device_name(device: torch.device) -> str:
     """The accelerator's name, or the processor's kind."""
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    )
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from interp import plots
-from interp.evaluate.chair import rates
+from interp.evaluate.chair import CaptionScore, rates, table
+from interp.evaluate.objects import Mention
 from interp.evaluate.statistics import Interval, differences, intervals
 from interp.metrics.ranking import auroc, stratified_auroc
 
@@ -18,12 +19,35 @@ _Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class TVhdSummary:
+    """T-VHD of object words: every AUROC is P(a correct word scores higher than a hallucinated one), 0.5 is chance.
+
+    The score of `auroc_position` is how early the word comes; `auroc_position_controlled` compares words of the
+    same tenth of positions only; `auroc_sentence` takes the mean over a sentence that names an object. `interval`
+    holds 95 % intervals over images. None where a group is empty.
+    """
+
+    auroc: float | None
+    auroc_position_controlled: float | None
+    auroc_position: float | None
+    auroc_probability: float | None
+    auroc_sentence: float | None
+    interval: dict[str, tuple[float, float] | None]
+    mean_hallucinated: float | None
+    mean_correct: float | None
+    k: int
+    position_strata: int
+    n_hallucinated: int
+    n_correct: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """A study's results: rates in percent with 95 % intervals, differences from greedy, T-VHD of words."""
 
     methods: dict[str, dict[str, Interval]]
     versus_greedy: dict[str, dict[str, Interval]]
-    t_vhd: dict[str, Any]
+    t_vhd: TVhdSummary
     out: Path
 
     def as_json(self) -> dict[str, Any]:
@@ -32,24 +56,32 @@ class Summary:
         for name, values in self.methods.items():
             methods[name] = {key: value.value for key, value in values.items()}
             methods[name]["interval"] = {key: [value.low, value.high] for key, value in values.items()}
+            del methods[name]["interval"]["tokens_per_s"]  # the images of a batch share a clock
             if name in self.versus_greedy:
                 versus = self.versus_greedy[name].items()
                 methods[name]["versus_greedy"] = {key: asdict(value) for key, value in versus}
-        return {"methods": methods, "t_vhd": self.t_vhd}
+        return {"methods": methods, "t_vhd": asdict(self.t_vhd)}
 
     def __str__(self) -> str:
         return "\n".join([*_table(self), "", *_t_vhd_lines(self.t_vhd), "", f"results: {self.out}"])
 
 
+def _score(row: _Row) -> CaptionScore:
+    """The score of a caption, from its record."""
+    named = {m["object"] for m in row["mentions"]}
+    return CaptionScore(
+        tuple(Mention(m["object"], m["start"], m["end"]) for m in row["mentions"]),
+        tuple(m["hallucinated"] for m in row["mentions"]),
+        frozenset(named & set(row["truth"])),
+        frozenset(row["truth"]),
+        len(row["caption"].split()),
+    )
+
+
 def _counts(rows: Sequence[_Row]) -> np.ndarray:
     """For each caption the counts of CHAIR (see `chair.table`), then tokens and seconds."""
-    table = []
-    for row in rows:
-        wrong = [m["hallucinated"] for m in row["mentions"]]
-        recalled = {m["object"] for m in row["mentions"]} & set(row["truth"])
-        chair = (any(wrong), sum(wrong), len(wrong), len(recalled), len(row["truth"]), len(row["caption"].split()))
-        table.append((*chair, row["n_tokens"], row["seconds"]))
-    return np.array(table, dtype=float)
+    effort = np.array([(row["n_tokens"], row["seconds"]) for row in rows], dtype=float)
+    return np.hstack([table([_score(row) for row in rows]), effort])
 
 
 def _rates(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
@@ -57,25 +89,17 @@ def _rates(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
 
 
 def word_records(rows: Sequence[_Row]) -> list[_Row]:
-    """One record for each object mention of traced captions: what `tokens.jsonl` holds."""
+    """One record for each object mention: what `tokens.jsonl` holds; with T-VHD where the caption was looked into."""
     words = []
     for row in rows:
-        if "t_vhd" not in row:
-            continue
         for order, mention in enumerate(row["mentions"]):
-            token = mention["token"]
-            sentence = next((i for i, (start, stop) in enumerate(row["sentences"]) if start <= token < stop), None)
-            words.append(
-                {
-                    "image_id": row["image_id"],
-                    "method": row["method"],
-                    **mention,
-                    "mention": order,
-                    "sentence": sentence,
-                    "t_vhd": row["t_vhd"][token],
-                    "probability": row["probability"][token],
-                }
-            )
+            word = {"image_id": row["image_id"], "method": row["method"], **mention, "mention": order}
+            if "t_vhd" in row:
+                token = mention["token"]
+                spans = enumerate(row["sentences"])
+                word["sentence"] = next((i for i, (start, stop) in spans if start <= token < stop), None)
+                word |= {"t_vhd": row["t_vhd"][token], "probability": row["probability"][token]}
+            words.append(word)
     return words
 
 
@@ -96,49 +120,49 @@ def sentence_records(rows: Sequence[_Row]) -> list[_Row]:
     return found
 
 
-def t_vhd_summary(
-    words: Sequence[_Row], sentences: Sequence[_Row], top_k: int, seed: int, resamples: int = 1000
-) -> _Row:
-    """How well T-VHD tells correct words (higher) from hallucinated ones; beside it position and probability alone.
+def _resampled_aurocs(
+    score: np.ndarray, correct: np.ndarray, strata: np.ndarray, images: np.ndarray, seed: int, resamples: int
+) -> dict[str, tuple[float, float] | None]:
+    """95 % intervals of the two AUROCs of T-VHD, bootstrapped over images."""
+    groups = [np.flatnonzero(images == i) for i in np.unique(images)]
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float | None]] = {"auroc": [], "auroc_position_controlled": []}
+    for _ in range(resamples if groups else 0):
+        pick = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        drawn["auroc"].append(auroc(score[pick], correct[pick]))
+        drawn["auroc_position_controlled"].append(stratified_auroc(score[pick], correct[pick], strata[pick]))
+    intervals = {}
+    for name, values in drawn.items():
+        known = [v for v in values if v is not None]
+        low, high = np.percentile(known, [2.5, 97.5]) if known else (0.0, 0.0)
+        intervals[name] = (float(low), float(high)) if known else None
+    return intervals
 
-    Every AUROC is P(a correct word scores higher than a hallucinated one), 0.5 is chance; the score of
-    `auroc_position` is how early the word comes. `auroc_position_controlled` compares words of the same
-    tenth of positions only. Intervals are bootstrapped over images.
-    """
+
+def t_vhd_summary(
+    words: Sequence[_Row], sentences: Sequence[_Row], top_k: int, seed: int = 0, resamples: int = 1000
+) -> TVhdSummary:
+    """How well T-VHD tells correct words from hallucinated ones, from `word_records` that have it."""
     correct = np.array([not w["hallucinated"] for w in words], dtype=bool)
     score = np.array([w["t_vhd"] for w in words], dtype=float)
     position = np.array([w["token"] for w in words], dtype=float)
-    strata = (
-        np.searchsorted(np.quantile(position, np.linspace(0, 1, POSITION_STRATA + 1)[1:-1]), position)
-        if len(words)
-        else position
-    )
+    edges = np.quantile(position, np.linspace(0, 1, POSITION_STRATA + 1)[1:-1]) if len(words) else position
+    strata = np.searchsorted(edges, position)
     images = np.array([w["image_id"] for w in words])
-    groups = [np.flatnonzero(images == i) for i in np.unique(images)]
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {"auroc": [], "auroc_position_controlled": []}
-    for _ in range(resamples if groups else 0):
-        pick = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        for name, value in (
-            ("auroc", auroc(score[pick], correct[pick])),
-            ("auroc_position_controlled", stratified_auroc(score[pick], correct[pick], strata[pick])),
-        ):
-            if value is not None:
-                drawn[name].append(value)
-    return {
-        "auroc": auroc(score, correct),
-        "auroc_position_controlled": stratified_auroc(score, correct, strata),
-        "auroc_position": auroc(-position, correct),
-        "auroc_probability": auroc([w["probability"] for w in words], correct),
-        "auroc_sentence": auroc([s["t_vhd"] for s in sentences], [not s["hallucinated"] for s in sentences]),
-        "interval": {name: np.percentile(v, [2.5, 97.5]).tolist() if v else None for name, v in drawn.items()},
-        "mean_hallucinated": float(score[~correct].mean()) if (~correct).any() else None,
-        "mean_correct": float(score[correct].mean()) if correct.any() else None,
-        "k": top_k,
-        "position_strata": POSITION_STRATA,
-        "n_hallucinated": int((~correct).sum()),
-        "n_correct": int(correct.sum()),
-    }
+    return TVhdSummary(
+        auroc=auroc(score, correct),
+        auroc_position_controlled=stratified_auroc(score, correct, strata),
+        auroc_position=auroc(-position, correct),
+        auroc_probability=auroc([w["probability"] for w in words], correct),
+        auroc_sentence=auroc([s["t_vhd"] for s in sentences], [not s["hallucinated"] for s in sentences]),
+        interval=_resampled_aurocs(score, correct, strata, images, seed, resamples),
+        mean_hallucinated=float(score[~correct].mean()) if (~correct).any() else None,
+        mean_correct=float(score[correct].mean()) if correct.any() else None,
+        k=top_k,
+        position_strata=POSITION_STRATA,
+        n_hallucinated=int((~correct).sum()),
+        n_correct=int(correct.sum()),
+    )
 
 
 def _cell(value: Interval, signed: bool = False) -> str:
@@ -146,57 +170,58 @@ def _cell(value: Interval, signed: bool = False) -> str:
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
-_COLUMNS = ("chair_s", "chair_i", "recall", "length", "tokens_per_s")
+_COLUMNS = {"chair_s": "CHAIR_S", "chair_i": "CHAIR_I", "recall": "recall", "length": "length"}
 
 
 def _table(summary: Summary) -> list[str]:
     """The table of methods, and under it the paired differences from greedy."""
-    heads = ["method", "CHAIR_S", "CHAIR_I", "recall", "length", "tokens/s"]
-    blocks = [("with 95 % bootstrap intervals over images", summary.methods, False)]
+    rows = [["method", *_COLUMNS.values(), "tokens/s"]]
+    for name, values in summary.methods.items():
+        rows.append([name, *(_cell(values[c]) for c in _COLUMNS), f"{values['tokens_per_s'].value:.0f}"])
+    lines = ["with 95 % bootstrap intervals over images", *_aligned(rows)]
     if summary.versus_greedy:
-        blocks.append(("minus greedy on the same images, paired", summary.versus_greedy, True))
-    lines: list[str] = []
-    for title, content, signed in blocks:
-        rows = [heads] + [[name, *(_cell(values[c], signed) for c in _COLUMNS)] for name, values in content.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-        lines += ([""] if lines else []) + [title]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        rows = [["method", *_COLUMNS.values()]]
+        for name, values in summary.versus_greedy.items():
+            rows.append([name, *(_cell(values[c], signed=True) for c in _COLUMNS)])
+        lines += ["", "minus greedy on the same images, paired", *_aligned(rows)]
     return lines
 
 
-def _t_vhd_lines(t: _Row) -> list[str]:
-    if t["auroc"] is None:
-        return [f"T-VHD: no comparison ({t['n_hallucinated']} hallucinated, {t['n_correct']} correct object words)"]
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
-    def show(name: str) -> str:
-        if t[name] is None:
-            return "-"
-        interval = t["interval"].get(name)
-        return f"{t[name]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
-    return [
-        f"T-VHD (k = {t['k']}) of {t['n_hallucinated']} hallucinated and {t['n_correct']} correct object words: "
-        f"{t['mean_hallucinated']:.1f} and {t['mean_correct']:.1f}",
-        "AUROC, P(correct word > hallucinated word):",
-        f"  T-VHD                            {show('auroc')}",
-        f"  T-VHD at the same position       {show('auroc_position_controlled')}",
-        f"  position alone (earlier = higher) {show('auroc_position')}",
-        f"  token probability alone          {show('auroc_probability')}",
-        f"  mean T-VHD of the sentence       {show('auroc_sentence')}",
+def _t_vhd_lines(t: TVhdSummary) -> list[str]:
+    if t.auroc is None:
+        return [f"T-VHD: no comparison ({t.n_hallucinated} hallucinated, {t.n_correct} correct object words)"]
+    lines = [
+        f"T-VHD (k = {t.k}) of {t.n_hallucinated} hallucinated and {t.n_correct} correct object words: "
+        f"mean {t.mean_hallucinated:.1f} and {t.mean_correct:.1f}",
+        "AUROC, P(correct word > hallucinated word); 0.5 is chance",
     ]
+    for name, value, interval in (
+        ("T-VHD", t.auroc, t.interval["auroc"]),
+        ("T-VHD at the same position", t.auroc_position_controlled, t.interval["auroc_position_controlled"]),
+        ("position alone (earlier is higher)", t.auroc_position, None),
+        ("token probability alone", t.auroc_probability, None),
+        ("mean T-VHD of the sentence", t.auroc_sentence, None),
+    ):
+        shown = "-" if value is None else f"{value:.2f}"
+        lines.append(f"  {name:36}{shown}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
+    return lines
 
 
 def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top_k: int, seed: int) -> Summary:
     """Write `tokens.jsonl`, `summary.json` and the figures of a study into `out`."""
     order = {name: sorted((r for r in rows if r["method"] == name), key=lambda r: r["image_id"]) for name in methods}
     tables = {name: _counts(found) for name, found in order.items()}
-    words, spans = word_records(order["greedy"]), sentence_records(order["greedy"])
+    words = [word for found in order.values() for word in word_records(found)]
+    traced, spans = [w for w in words if "t_vhd" in w], sentence_records(order["greedy"])
     summary = Summary(
         {name: intervals(table, _rates, seed=seed) for name, table in tables.items()},
         {n: differences(t, tables["greedy"], _rates, seed=seed) for n, t in tables.items() if n != "greedy"},
-        t_vhd_summary(words, spans, top_k, seed),
+        t_vhd_summary(traced, spans, top_k, seed),
         out,
     )
     (out / "tokens.jsonl").write_text("".join(json.dumps(w) + "\n" for w in words), encoding="utf-8")
@@ -205,6 +230,6 @@ def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top
     if len(maps):
         np.save(out / "vhd.npy", maps)
         plots.save(plots.vhd_heatmap(maps.mean(0)), out / "vhd.png")
-    plots.save(plots.t_vhd_histograms(words, spans, summary.t_vhd), out / "t_vhd.png")
+    plots.save(plots.t_vhd_histograms(traced, spans, top_k), out / "t_vhd.png")
     plots.save(plots.chair_against_recall(summary.methods), out / "chair_recall.png")
     return summary

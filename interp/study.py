@@ -1,19 +1,19 @@
 """The study: captions with each method, their hallucinations, T-VHD of the words, one table and three figures."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from interp.data import Data, Sample, open_data
 from interp.evaluate.alignment import sentences, token_ends, tokens_of
-from interp.evaluate.chair import CaptionScore, score_caption
+from interp.evaluate.chair import score_caption
 from interp.evaluate.objects import ObjectParser
-from interp.interventions import HeadSelection, Method, parse_method
+from interp.interventions import Greedy, Method, parse_method
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Generation, Inputs, load
 from interp.records import Manifest, Records, device_name
@@ -38,7 +38,7 @@ class StudyConfig:
     methods: str = "greedy,vhr,random-heads,bottom-heads"
     """Comma-separated methods; parameters follow a colon, as in vhr:alpha=1.5."""
     seed: int = 0
-    """Seed of the sample of images and of the bootstrap."""
+    """Seed of the sample of images and of the bootstrap; random heads have their own, random-heads:seed=1."""
     prompt: str = "Please describe this image in detail."
     """What the model is asked."""
     max_new_tokens: int = 128
@@ -78,10 +78,12 @@ def manifest_of(config: StudyConfig, model: LVLM, data: Data, top_k: int) -> Man
     """What decides the results of a study."""
     return Manifest.of(
         model=config.model,
+        weights=model.fingerprint,
         data=config.data,
         split=config.split,
         image_ids=list(data.image_ids),
         methods={name: repr(method) for name, method in config.parsed_methods.items()},
+        decoding="greedy",
         seed=config.seed,
         prompt=config.prompt,
         max_new_tokens=config.max_new_tokens,
@@ -93,29 +95,17 @@ def manifest_of(config: StudyConfig, model: LVLM, data: Data, top_k: int) -> Man
     )
 
 
-@dataclass(frozen=True)
-class _Captioned:
-    """A caption with everything that a record is made of."""
-
-    sample: Sample
-    method: str
-    text: str
-    tokens: list[int]
-    seconds: float
-    score: CaptionScore
-    trace: TokenTrace | None
-    heads: list[list[int]] | None
-
-
-def _record(item: _Captioned, ends: list[int], top_k: int) -> dict[str, Any]:
-    """The JSON record of a caption; a baseline caption carries its T-VHD, its probabilities and its first VHD map."""
-    mentions = []
-    for mention, wrong in zip(item.score.mentions, item.score.hallucinated, strict=True):
+def _mentions(text: str, ends: Sequence[int], truth: frozenset[str], parser: ObjectParser) -> list[dict[str, Any]]:
+    """The object mentions of a caption, with the tokens that wrote them."""
+    score = score_caption(text, truth, parser)
+    found = []
+    for mention, wrong in zip(score.mentions, score.hallucinated, strict=True):
         span = tokens_of(ends, mention.start, mention.end)
-        mentions.append(
+        assert span, f"no token wrote {text[mention.start : mention.end]!r}"
+        found.append(
             {
                 "object": mention.category,
-                "text": item.text[mention.start : mention.end],
+                "text": text[mention.start : mention.end],
                 "hallucinated": wrong,
                 "start": mention.start,
                 "end": mention.end,
@@ -123,61 +113,73 @@ def _record(item: _Captioned, ends: list[int], top_k: int) -> dict[str, Any]:
                 "n_tokens": len(span),
             }
         )
-    record: dict[str, Any] = {
-        "image_id": item.sample.image_id,
-        "method": item.method,
-        "caption": item.text,
-        "mentions": mentions,
-        "truth": sorted(item.sample.truth),
-        "n_tokens": len(item.tokens),
-        "seconds": round(item.seconds, 4),
+    return found
+
+
+def _looked_into(trace: TokenTrace, text: str, ends: Sequence[int], top_k: int) -> dict[str, Any]:
+    """What a trace adds to a record: T-VHD and probability by token, the first VHD map, the sentences' tokens."""
+    spans = [tokens_of(ends, start, end) for start, end in sentences(text)]
+    return {
+        "t_vhd": [round(v, 4) for v in token_divergence(trace.vhd, top_k).tolist()],
+        "probability": [round(v, 6) for v in trace.probability.tolist()],
+        "vhd": [[round(v, 4) for v in row] for row in trace.vhd[0].tolist()],
+        "sentences": [[span.start, span.stop] for span in spans if span],
     }
-    if item.heads is not None:
-        record["heads"] = item.heads
-    if item.trace is not None:
-        record["sentences"] = [
-            [span.start, span.stop] for start, end in sentences(item.text) if (span := tokens_of(ends, start, end))
-        ]
-        record["t_vhd"] = [round(v, 4) for v in token_divergence(item.trace.vhd, top_k).tolist()]
-        record["probability"] = [round(v, 6) for v in item.trace.probability.tolist()]
-        record["vhd"] = [[round(v, 4) for v in row] for row in item.trace.vhd[0].tolist()]
-    return record
-
-
-def _generate(
-    model: LVLM, method: Method, inputs: Inputs, max_new_tokens: int
-) -> tuple[Generation, HeadSelection | None, float]:
-    """Captions of a batch, the heads the method chose if it chose any, and the seconds for each image."""
-    start = time.perf_counter()
-    with method(model) as chosen:
-        generation = model.generate(inputs, max_new_tokens=max_new_tokens)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    seconds = (time.perf_counter() - start) / len(inputs.input_ids)
-    return generation, chosen[-1] if chosen else None, seconds
 
 
 def _traces(model: LVLM, inputs: Inputs, generation: Generation) -> list[TokenTrace | None]:
     """The trace of each caption, None where it is empty."""
-    if all(len(tokens) for tokens in generation.tokens):
-        return list(token_vhd(model, inputs, generation.tokens))
-    padded = [tokens if len(tokens) else inputs.input_ids[row, -1:] for row, tokens in enumerate(generation.tokens)]
-    traces = token_vhd(model, inputs, padded)
+    # an empty caption is traced over a token of its prompt, and that is thrown away
+    whole = [tokens if len(tokens) else inputs.input_ids[row, -1:] for row, tokens in enumerate(generation.tokens)]
+    traces = token_vhd(model, inputs, whole)
     return [trace if len(tokens) else None for trace, tokens in zip(traces, generation.tokens, strict=True)]
 
 
-def _caption_batch(
-    model: LVLM, name: str, method: Method, samples: list[Sample], config: StudyConfig, parser: ObjectParser
-) -> Iterator[_Captioned]:
-    """Caption a batch with one method and, for the baseline, look inside."""
+def caption_records(
+    model: LVLM,
+    samples: Sequence[Sample],
+    parser: ObjectParser,
+    config: StudyConfig | None = None,
+    name: str = BASELINE,
+    method: Method | None = None,
+) -> list[dict[str, Any]]:
+    """Caption a batch with one method (greedy if None) and, for greedy, look inside: one JSON record an image."""
+    config = StudyConfig() if config is None else config
+    top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     inputs = model.inputs([s.image for s in samples], config.prompt)
-    generation, chosen, seconds = _generate(model, method, inputs, config.max_new_tokens)
+    model.synchronize()
+    start = time.perf_counter()
+    with (method or Greedy())(model) as chosen:
+        generation = model.generate(inputs, max_new_tokens=config.max_new_tokens)
+    model.synchronize()
+    seconds = (time.perf_counter() - start) / len(samples)
     traces = _traces(model, inputs, generation) if name == BASELINE else [None] * len(samples)
-    for row, sample in enumerate(samples):
-        text = generation.texts[row]
-        heads = chosen.heads[row].nonzero().tolist() if chosen else None
-        score = score_caption(text, sample.truth, parser)
-        yield _Captioned(sample, name, text, generation.tokens[row].tolist(), seconds, score, traces[row], heads)
+    decode = partial(model.tokenizer.decode, skip_special_tokens=True)
+    records = []
+    for row, (sample, text) in enumerate(zip(samples, generation.texts, strict=True)):
+        tokens, trace = generation.tokens[row].tolist(), traces[row]
+        ends = token_ends(decode, tokens)
+        record: dict[str, Any] = {
+            "image_id": sample.image_id,
+            "method": name,
+            "caption": text,
+            "mentions": _mentions(text, ends, sample.truth, parser),
+            "truth": sorted(sample.truth),
+            "n_tokens": len(tokens),
+            "seconds": round(seconds, 4),
+        }
+        if chosen:
+            record["heads"] = chosen[-1].heads[row].nonzero().tolist()
+        if trace is not None:
+            record |= _looked_into(trace, text, ends, top_k)
+        records.append(record)
+    return records
+
+
+def _warm_up(model: LVLM, method: Method, sample: Sample, prompt: str) -> None:
+    """Two tokens nobody times: whatever is set up at first use does not count against the first batch."""
+    with method(model):
+        model.generate(model.inputs([sample.image], prompt), max_new_tokens=2)
 
 
 def run_study(config: StudyConfig) -> Summary:
@@ -186,28 +188,32 @@ def run_study(config: StudyConfig) -> Summary:
     data = open_data(config.data, config.split, parser).limited(config.limit, config.seed)
     model = load(config.model, dtype=config.dtype, device=config.device)
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
+    if top_k > model.n_heads:
+        raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")
+    methods = config.parsed_methods
+    for method in methods.values():
+        with method(model):  # settings that do not fit the model are refused before anything is written
+            pass
     manifest = manifest_of(config, model, data, top_k)
     slug = f"{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
     out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"
     manifest.claim(out)
     records = Records(out / "captions.jsonl")
     done = {(row["image_id"], row["method"]) for row in records.rows}
-    methods = config.parsed_methods
     with tqdm(total=len(methods) * len(data.image_ids), initial=len(done), unit="caption") as bar:
         for name, method in methods.items():
             bar.set_description(name)
+            warm = False
             for start in range(0, len(data.image_ids), config.batch_size):
                 ids = data.image_ids[start : start + config.batch_size]
                 missing = {i for i in ids if (i, name) not in done}
                 if not missing:
                     continue
                 samples = [data.load(i) for i in ids]  # the whole batch, so that a resumed run computes the same
-                batch = _caption_batch(model, name, method, samples, config, parser)
-                new = [
-                    _record(c, token_ends(model.tokenizer.decode, c.tokens), top_k)
-                    for c in batch
-                    if c.sample.image_id in missing
-                ]
-                records.append(new)
-                bar.update(len(new))
+                if not warm:
+                    _warm_up(model, method, samples[0], config.prompt)
+                    warm = True
+                new = caption_records(model, samples, parser, config, name, method)
+                records.append(row for row in new if row["image_id"] in missing)
+                bar.update(len(missing))
     return write_report(records.rows, list(methods), out, top_k=top_k, seed=config.seed)

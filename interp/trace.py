@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.metrics.vhd import head_divergence
-from interp.models.inputs import Embedded, Inputs, stack
+from interp.models.inputs import Embedded, Inputs, interleave
 from interp.models.lvlm import LVLM
 
 Visit = Callable[[int, Float[Tensor, "batch token head d_head"]], Tensor | None]
@@ -27,7 +27,7 @@ def visit_heads(
     Returns the logits of the last `keep` positions.
     """
     logits: list[Tensor] = []
-    with torch.no_grad(), model.traced.trace(**batch.kwargs(), logits_to_keep=keep):
+    with torch.no_grad(), model.traced.trace(**batch.forward_kwargs(), use_cache=False, logits_to_keep=keep):
         for layer in range(model.n_layers):
             projection = model.out_proj(layer, model.traced)
             edited = visit(layer, model.by_head(projection.input))
@@ -55,38 +55,31 @@ def head_outputs(
     return torch.stack(seen, dim=2)
 
 
-@dataclass(frozen=True)
-class Paired:
-    """A batch and its image-free twin as one batch: rows `[0, n)` with the image, rows `[n, 2n)` without."""
-
-    embedded: Embedded
-    rows: int
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two streams of `[2 * batch, ...]`: with the image, without it."""
-        return x[: self.rows], x[self.rows :]
+def streams(x: Float[Tensor, "rows *rest"]) -> tuple[Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"]]:
+    """The two streams of a paired batch: with the image, without it."""
+    return x[0::2], x[1::2]
 
 
-def pair(model: LVLM, inputs: Inputs, continuations: Sequence[Int[Tensor, " _"]] | None = None) -> Paired:
-    """Put a batch and its image-free twin side by side, both followed by the same continuations if any are given.
+def pair(model: LVLM, inputs: Inputs, continuations: Sequence[Int[Tensor, " _"]] | None = None) -> Embedded:
+    """A batch and its image-free twin as one batch, both followed by the same continuations if any are given.
 
-    Both streams are aligned on the right: the same text stands at the same index.
+    Each row is followed by its twin (so that an edit which repeats a row's factors for its copies serves both);
+    the streams are aligned on the right: the same text stands at the same index.
     """
     twin = inputs.without_image()
     if continuations is not None:
         inputs, twin = inputs.extended(continuations), twin.extended(continuations)
-    return Paired(stack(model.embed(inputs), model.embed(twin)), len(inputs.input_ids))
+    return interleave(model.embed(inputs), model.embed(twin))
 
 
 def vhd(model: LVLM, inputs: Inputs) -> Float[Tensor, "batch layer head"]:
     """Vision-aware head divergence of the first generation step (VHD, eq. 4): at the last prompt position."""
-    both = pair(model, inputs)
     seen: list[Tensor] = []
 
     def measure(_: int, z: Tensor) -> None:
-        seen.append(head_divergence(*both.split(z[:, -1])))
+        seen.append(head_divergence(*streams(z[:, -1])))
 
-    visit_heads(model, both.embedded, measure)
+    visit_heads(model, pair(model, inputs), measure)
     return torch.stack(seen, dim=1)
 
 
@@ -110,18 +103,19 @@ def token_vhd(model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]]
     for row, caption in enumerate(captions):
         if not len(caption):
             raise ValueError(f"expected at least one token in each caption, got an empty one in row {row}")
-    both = pair(model, inputs, captions)
     longest = max(len(c) for c in captions)
     steps = slice(-longest - 1, -1)  # the position before a token predicts it
     seen: list[Tensor] = []
 
     def measure(_: int, z: Tensor) -> None:
-        seen.append(head_divergence(*both.split(z[:, steps])))
+        seen.append(head_divergence(*streams(z[:, steps])))
 
-    logits = visit_heads(model, both.embedded, measure, keep=longest + 1)
+    logits, _ = streams(visit_heads(model, pair(model, inputs, captions), measure, keep=longest + 1)[:, steps])
     divergence = torch.stack(seen, dim=2)
-    chosen = both.split(logits[:, steps])[0].float().softmax(-1)
-    return [
-        TokenTrace(divergence[row, : len(c)], chosen[row, : len(c)].gather(-1, c.to(chosen.device)[:, None])[:, 0])
-        for row, c in enumerate(captions)
-    ]
+    traces = []
+    for row, caption in enumerate(captions):
+        n = len(caption)
+        logit = logits[row, :n].float()
+        written = logit.gather(-1, caption.to(logit.device)[:, None])[:, 0]
+        traces.append(TokenTrace(divergence[row, :n], (written - logit.logsumexp(-1)).exp()))
+    return traces

@@ -1,6 +1,8 @@
 """The import arrows of the package (CONTRIBUTING.md) and a few house rules, read from the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interventions": {"trace", "models", "metrics"},
     "data": {"testbed", "evaluate"},
     "records": set(),
-    "plots": {"evaluate"},
+    "plots": BASE,
     "report": {"plots", *BASE},
     "study": {"interventions", "trace", "models", "data", "records", "report", *BASE},
     "cli": {"study", "models", "testbed"},
@@ -28,27 +30,27 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+def modules(path: Path) -> set[str]:
+    """Every module that a file imports, by its full name; relative imports are not allowed."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
 def imported(path: Path) -> set[str]:
     """The parts of interp that a file imports."""
-    parts: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = (
-                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "interp" else [node.module]
-            )
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        parts |= {name.split(".")[1] for name in names if name.startswith("interp.")}
+    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.")}
+    assert "interp" not in modules(path) or parts, f"{path}: import a part of interp, not the whole"
     return parts
 
 
 def external(path: Path) -> set[str]:
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    modules = [n.module for n in tree if isinstance(n, ast.ImportFrom) and n.module]
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    modules += [alias.name for n in tree if isinstance(n, ast.Import) for alias in n.names]
-    return {m.split(".")[0] for m in modules}
+    return {m.split(".")[0] for m in modules(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -82,9 +84,18 @@ def test_a_module_says_what_it_is_for_and_stays_small(path):
     assert path.stem not in ("utils", "helpers", "common", "misc")
 
 
-def test_importing_does_nothing_inside_functions():
+def test_imports_stand_at_the_top():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 inner = [n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
                 assert not inner, f"{path}: an import inside {node.name}"
+
+
+def test_importing_prints_nothing_and_draws_no_random_number():
+    names = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for p in FILES]
+    state = "(torch.initial_seed(), numpy.random.get_state()[1].sum(), random.getstate())"
+    lines = ["import random, torch, numpy", f"before = {state}", *(f"import {name}" for name in names)]
+    code = "\n".join([*lines, f"assert before == {state}"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""

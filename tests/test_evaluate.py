@@ -39,6 +39,8 @@ def named(parser: ObjectParser, text: str) -> list[str]:
         ("The trunk of an elephant, carefully carved.", ["elephant"]),
         ("Skis, scissors and a computer mouse.", ["skis", "scissors", "mouse"]),
         ("A slice of pizza on the dining table.", ["pizza", "dining table"]),
+        ("The man's dog on a bus's roof.", ["person", "dog", "bus"]),
+        ("A catcher's mitt.", ["baseball glove"]),
         ("Nothing at all.", []),
         ("", []),
     ],
@@ -167,6 +169,19 @@ def test_tokens_of_a_stretch_of_text():
     assert tokens_of(ends, 16, 20) == range(0)
 
 
+def test_a_character_in_pieces_does_not_shift_the_words_after_it():
+    """A byte-level tokeniser decodes an unfinished character to replacement signs."""
+    data = "Hi \N{GRINNING FACE} dog".encode()
+    pieces = [data[:3], data[3:4], data[4:5], data[5:6], data[6:7], data[7:]]
+
+    def decode(tokens):
+        return b"".join(pieces[t] for t in tokens).decode(errors="replace") + "??" * (len(tokens) == 3)
+
+    ends = token_ends(decode, range(6))
+    assert ends == sorted(ends)
+    assert tokens_of(ends, 5, 8) == range(5, 6)
+
+
 def test_sentences_are_cut_at_their_ends():
     text = "A dog. It is red!  Is it?\nYes"
     assert [text[a:b] for a, b in sentences(text)] == ["A dog.", "It is red!", "Is it?", "Yes"]
@@ -187,6 +202,10 @@ def test_coco_truth_unites_instances_and_captions(tmp_path, parser):
     assert entry.path == tmp_path / "val" / "7.jpg"
     with pytest.raises(ValueError, match=r"the splits there are val"):
         read_coco(tmp_path, "train", parser)
+    instances["annotations"].append({"image_id": 8, "category_id": 3})
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(instances))
+    with pytest.raises(ValueError, match="lack 8"):
+        read_coco(tmp_path, "val", parser)
     (tmp_path / "annotations" / "instances_val.json").write_text("[")
     with pytest.raises(ValueError, match="cannot read COCO annotations"):
         read_coco(tmp_path, "val", parser)

@@ -97,12 +97,15 @@ def test_records_hold_what_the_model_did(run, model):
         assert mention["hallucinated"] is (mention["object"] not in row["truth"])
 
 
-def test_word_records_are_the_mentions_of_greedy_captions(run):
+def test_word_records_are_the_mentions_and_greedy_ones_have_their_t_vhd(run):
     words = lines(run / "tokens.jsonl")
-    rows = [r for r in lines(run / "captions.jsonl") if r["method"] == "greedy"]
+    rows = lines(run / "captions.jsonl")
     assert len(words) == sum(len(r["mentions"]) for r in rows) > 0
-    by_id = {r["image_id"]: r for r in rows}
+    by_id = {r["image_id"]: r for r in rows if r["method"] == "greedy"}
     for word in words:
+        if word["method"] != "greedy":
+            assert "t_vhd" not in word
+            continue
         row = by_id[word["image_id"]]
         assert word["t_vhd"] == row["t_vhd"][word["token"]]
         start, stop = row["sentences"][word["sentence"]]
@@ -144,7 +147,7 @@ def test_a_killed_process_loses_nothing(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert 0 < len(records.read_bytes().splitlines()) < 8, "it was not killed in the middle"
+    assert 0 < len(records.read_bytes().splitlines()) < 24, "it was not killed in the middle"
     for name in ("killed", "whole"):
         subprocess.run([*arguments, str(tmp_path / name)], check=True, capture_output=True)
     killed, whole = (timeless(lines(tmp_path / name / "captions.jsonl")) for name in ("killed", "whole"))
@@ -180,6 +183,7 @@ def test_methods_are_read_with_their_parameters():
     ("text", "message"),
     [
         ("vhrr", "unknown method 'vhrr'; expected one of greedy, vhr"),
+        ("random-heads:choice=bottom", "has no setting 'choice=bottom'"),
         ("vhr:beta=1", "has no setting 'beta=1'"),
         ("vhr:alpha", "has no setting 'alpha'"),
         ("vhr:alpha=big", "alpha of method 'vhr' is a float, got 'big'"),
@@ -193,16 +197,36 @@ def test_wrong_methods_are_refused(text, message):
 
 
 def test_t_vhd_summary_by_hand():
-    words = [
-        {"image_id": i, "hallucinated": i % 2 == 0, "t_vhd": float(i % 2), "token": 5, "probability": 0.5}
-        for i in range(20)
-    ]
+    same = {"token": 5, "probability": 0.5}
+    words = [{"image_id": i, "hallucinated": i % 2 == 0, "t_vhd": float(i % 2)} | same for i in range(20)]
     result = t_vhd_summary(words, [], top_k=1, seed=0, resamples=20)
-    assert (result["auroc"], result["auroc_position_controlled"]) == (1, 1)
-    assert (result["auroc_position"], result["auroc_probability"]) == (0.5, 0.5)
-    assert (result["n_hallucinated"], result["n_correct"]) == (10, 10)
+    assert (result.auroc, result.auroc_position_controlled) == (1, 1)
+    assert (result.auroc_position, result.auroc_probability) == (0.5, 0.5)
+    assert (result.n_hallucinated, result.n_correct) == (10, 10)
+    assert result.interval["auroc"] == (1, 1)
     nothing = t_vhd_summary([], [], top_k=1, seed=0)
-    assert nothing["auroc"] is None
+    assert nothing.auroc is None
+
+
+def test_a_score_that_only_knows_the_position_tells_nothing_at_the_same_position():
+    """T-VHD falls with the position, hallucinations come late: a good AUROC that the control takes away."""
+    rng = np.random.default_rng(0)
+    words = []
+    for image in range(400):
+        token = int(rng.integers(0, 100))
+        words.append(
+            {
+                "image_id": image,
+                "hallucinated": bool(rng.random() < token / 100),
+                "token": token,
+                "t_vhd": -float(token // 10) + 0.01 * rng.random(),
+                "probability": 0.5,
+            }
+        )
+    result = t_vhd_summary(words, [], top_k=1, resamples=20)
+    assert result.auroc is not None
+    assert result.auroc > 0.75
+    assert result.auroc_position_controlled == pytest.approx(0.5, abs=0.12)
 
 
 def test_records_drop_a_line_that_was_cut(tmp_path):
@@ -237,6 +261,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         (["--data", "coco:/nowhere"], "expected /nowhere/annotations/instances_SPLIT.json"),
         (["--split", "val"], "the testbed's splits are train, dev, test"),
         (["--limit", "-3"], "limit is a number of at least 1, got -3"),
+        (["--device", "abacus"], "cannot use the device 'abacus'"),
+        (["--methods", "vhr:layers=99"], "layers are between 0 and 7 in this model, got [99]"),
+        (["--top-k", "9"], "top_k is at most the 8 heads"),
         (["--dtype", "int4"], "dtype is float32, bfloat16 or float16"),
     ],
 )
@@ -247,6 +274,7 @@ def test_a_users_mistake_is_one_line(arguments, message, capsys, tmp_path):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert message in said[0]
+    assert not (tmp_path / "run").exists(), "a mistake claims no folder"
 
 
 def test_an_unreadable_image_and_a_foreign_folder_are_one_line(run, tmp_path, capsys):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from interp.interventions import scaled_heads
 from interp.metrics.vhd import head_divergence
 from interp.models import LVLM, Inputs
 from interp.trace import head_outputs, token_vhd, vhd
@@ -15,7 +16,7 @@ def hooked_head_outputs(model: LVLM, inputs: Inputs) -> Tensor:
         for layer in model.hf.model.language_model.layers
     ]
     with torch.no_grad():
-        model.hf(**inputs.kwargs())
+        model.hf(**inputs.forward_kwargs())
     for handle in handles:
         handle.remove()
     return torch.stack([z.unflatten(-1, (model.n_heads, model.d_head)) for z in seen], dim=2)
@@ -56,6 +57,17 @@ def test_vhd_of_a_batch_equals_each_sample_alone(model, pictures):
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
+def test_vhd_under_an_open_edit_is_that_of_the_edited_model(model, inputs):
+    """Factors of a row serve both its streams; the reference is two separate hooked passes."""
+    scale = torch.rand(4, model.n_layers, model.n_heads, generator=torch.Generator().manual_seed(0)) * 2
+    with scaled_heads(model, scale):
+        with_image = head_outputs(model, inputs)[:, 0]
+        without = head_outputs(model, inputs.without_image())[:, 0]
+        found = vhd(model, inputs)
+    torch.testing.assert_close(found, head_divergence(with_image, without), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, vhd(model, inputs), rtol=0.1)
+
+
 def test_teacher_forced_vhd_equals_step_by_step(model, inputs):
     captions = model.generate(inputs, max_new_tokens=12).tokens
     traces = token_vhd(model, inputs, captions)
@@ -77,7 +89,7 @@ def test_token_probability_is_that_of_the_model_with_the_image(model, inputs):
     captions = model.generate(inputs, max_new_tokens=6).tokens
     traces = token_vhd(model, inputs, captions)
     with torch.no_grad():
-        logits = model.hf(**inputs.extended(captions).kwargs()).logits
+        logits = model.hf(**inputs.extended(captions).forward_kwargs()).logits
     longest = max(len(c) for c in captions)
     for row, caption in enumerate(captions):
         first = logits.shape[1] - longest - 1

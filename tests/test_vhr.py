@@ -5,6 +5,7 @@ from torch import Tensor
 from interp.interventions import VHR, paper_layers, scaled_heads
 from interp.interventions.vhr import negative_outliers, vision_aware_heads
 from interp.models import LVLM, Inputs
+from interp.trace import head_outputs
 
 
 def test_vision_aware_heads_are_above_the_median():
@@ -110,6 +111,8 @@ def test_controls_take_as_many_heads(model, inputs):
     low = bottom.vhd[:, 1].masked_fill(~bottom.heads[:, 1], 0).amax(-1)
     high = bottom.vhd[:, 1].masked_fill(bottom.heads[:, 1], torch.inf).amin(-1)
     assert (low <= high).all()
+    assert torch.equal(bottom.heads[:, 1].sum(-1), chosen.heads[:, 1].sum(-1))
+    assert chosen.heads[:, 1].any(-1).all()
 
 
 def test_scaled_heads_scales_each_row_by_its_own_factors(model, inputs):
@@ -120,18 +123,65 @@ def test_scaled_heads_scales_each_row_by_its_own_factors(model, inputs):
     with scaled_heads(model, scale):
         handle = projection.register_forward_pre_hook(lambda _, args: seen.append(model.by_head(args[0]).clone()))
         with torch.no_grad():
-            model.hf(**inputs.kwargs())
+            model.hf(**inputs.forward_kwargs())
         handle.remove()
     silent = (seen[0] == 0).all(-1).all(1)
     assert silent.nonzero().tolist() == [[2, 5]]
 
 
-def test_beams_and_samples_repeat_the_rows(model, inputs):
-    with VHR(alpha=1.0)(model):
-        beams = model.generate(inputs, max_new_tokens=6, num_beams=2).texts
-    assert len(beams) == 4
+def test_each_row_of_a_batch_is_edited_by_its_own_factors_with_beams_too(model, pictures):
+    """Rows with different factors give what they give alone; a row of ones gives plain generation."""
+    prompt = "Please describe this image in detail."
+    inputs = model.inputs(pictures[:3], prompt)
+    scale = torch.ones(3, model.n_layers, model.n_heads)
+    scale[0, 1:, :4] = 3.0
+    scale[2, 1:, 4:] = 3.0
+    for options in ({}, {"num_beams": 2}):
+        plain = model.generate(inputs, max_new_tokens=16, **options).texts
+        with scaled_heads(model, scale):
+            together = model.generate(inputs, max_new_tokens=16, **options).texts
+        assert together[1] == plain[1]
+        assert together[0] != plain[0]
+        for row in range(3):
+            with scaled_heads(model, scale[row : row + 1]):
+                one = model.inputs([pictures[row]], prompt)
+                assert model.generate(one, max_new_tokens=16, **options).texts == [together[row]]
     with pytest.raises(ValueError, match=r"8 layers, 8 heads"), scaled_heads(model, torch.ones(4, 2, 8)):
         pass
+
+
+def test_reinforcements_nest(model, inputs):
+    """The inner one chooses from what the outer one has reinforced, in a batch as alone."""
+    with VHR(layers=(1,))(model), VHR(layers=(4, 5))(model) as inner:
+        model.generate(inputs, max_new_tokens=2)
+    whole = VHR(layers=(1, 4, 5)).select(model, inputs)
+    assert torch.equal(inner[0].heads[:, 4:6], whole.heads[:, 4:6])
+
+
+def reference_selection(model: LVLM, inputs: Inputs, method: VHR, layers: tuple[int, ...]) -> Tensor:
+    """Algorithm 1 the slow way: for each layer two hooked passes with all earlier choices applied, row by row."""
+    chosen = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool)
+    for layer in layers:
+        factors = torch.where(chosen, method.alpha, 1.0)
+        with scaled_heads(model, factors):
+            with_image = head_outputs(model, inputs)[:, 0, layer]
+        with scaled_heads(model, factors if method.reinforce_twin else torch.ones_like(factors)):
+            without = head_outputs(model, inputs.without_image())[:, 0, layer]
+        for row in range(len(chosen)):
+            vhd = (with_image[row] - without[row]).pow(2).sum(-1).sqrt()
+            energy = without[row].pow(2).sum(-1)
+            outlier = (vhd > vhd.mean() + vhd.std()) & (energy > energy.mean() + energy.std())
+            vhd = torch.where(outlier, 0.0, vhd)
+            middle = vhd.sort().values[model.n_heads // 2 - 1 : model.n_heads // 2 + 1].mean()
+            chosen[row, layer] = vhd > middle
+    return chosen
+
+
+@pytest.mark.parametrize("reinforce_twin", [True, False])
+def test_selection_equals_the_algorithm_done_slowly(model, inputs, reinforce_twin):
+    method = VHR(alpha=2.0, reinforce_twin=reinforce_twin)
+    expected = reference_selection(model, inputs, method, paper_layers(model.n_layers))
+    assert torch.equal(method.select(model, inputs).heads, expected)
 
 
 @pytest.mark.parametrize(

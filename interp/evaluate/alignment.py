@@ -8,7 +8,9 @@ def token_ends(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) ->
     """For each token, the length of the text decoded up to and with it (leading white space not counted)."""
     lead = len(decode(tokens)) - len(decode(tokens).lstrip())
     ends = [max(0, len(decode(tokens[: i + 1])) - lead) for i in range(len(tokens))]
-    return [max(ends[: i + 1]) for i in range(len(ends))]  # a half-decoded character may be longer than the whole one
+    for i in reversed(range(len(ends) - 1)):
+        ends[i] = min(ends[i], ends[i + 1])  # a character that is still in pieces decodes to more than it will be
+    return ends
 
 
 def tokens_of(ends: Sequence[int], start: int, end: int) -> range:

@@ -47,8 +47,21 @@ def read_coco(folder: Path, split: str | None, parser: ObjectParser) -> Mapping[
     (Rohrbach et al. 2018, section 3), if `captions_SPLIT.json` is there.
     """
     split = find_split(folder, split)
+    try:
+        return _truth(folder, split, parser)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"the annotations of {split} in {folder / 'annotations'} lack {error}: an image or category id that an "
+            "annotation refers to, or a field of the COCO format; the files of a split must belong together"
+        ) from error
+
+
+def _truth(folder: Path, split: str, parser: ObjectParser) -> Mapping[int, CocoImage]:
     instances = _read(folder / "annotations" / f"instances_{split}.json", "annotations")
     names = {c["id"]: c["name"] for c in instances["categories"]}
+    unknown = sorted(set(names.values()) - set(parser.categories))
+    if unknown:
+        raise ValueError(f"the instances of {split} have categories that are not among the parser's: {unknown}")
     truth: dict[int, set[str]] = {image["id"]: set() for image in instances["images"]}
     for annotation in instances["annotations"]:
         truth[annotation["image_id"]].add(names[annotation["category_id"]])

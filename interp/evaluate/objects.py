@@ -10,7 +10,7 @@ from pathlib import Path
 import inflect
 
 COCO_SYNONYMS = files("interp.evaluate") / "synonyms.txt"
-_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?", re.IGNORECASE)
+_WORD = re.compile(r"[a-z0-9]+", re.IGNORECASE)  # "man's" is "man" and "s"
 _ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"]
 _VEHICLES = ["train", "airplane", "bus", "boat", "car", "truck"]
 

@@ -22,9 +22,9 @@ class Greedy:
         return nullcontext()
 
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, Any] = {
     "greedy": Greedy,
-    "vhr": VHR,
+    "vhr": partial(VHR, choice="vision-aware"),
     "random-heads": partial(VHR, choice="random"),
     "bottom-heads": partial(VHR, choice="bottom"),
 }
@@ -36,7 +36,8 @@ def parse_method(text: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; expected one of {', '.join(METHODS)}")
     default: Any = METHODS[name]()
-    fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    fixed = METHODS[name].keywords if isinstance(METHODS[name], partial) else {}
+    fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default) if f.name not in fixed}
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")

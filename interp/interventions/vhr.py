@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.interventions.heads import scaled_heads
 from interp.metrics.vhd import head_divergence
 from interp.models import LVLM, Inputs
-from interp.trace import pair, visit_heads
+from interp.trace import pair, streams, visit_heads
 
 CHOICES = ("vision-aware", "bottom", "random")
 DEVIATIONS = ("sample", "population")
@@ -104,12 +104,12 @@ class VHR:
 
     def select(self, model: LVLM, inputs: Inputs) -> HeadSelection:
         """Choose the heads, layer by layer in one traced pass: each layer sees the earlier ones reinforced."""
-        both, layers = pair(model, inputs), self._chosen_layers(model)
-        heads = torch.zeros(both.rows, model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
+        layers = self._chosen_layers(model)
+        heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
         vhd = torch.zeros(heads.shape, device=model.device)
 
         def visit(layer: int, z: Tensor) -> Tensor | None:
-            with_image, without = both.split(z[:, -1])
+            with_image, without = streams(z[:, -1])
             vhd[:, layer] = head_divergence(with_image, without)
             if layer not in layers:
                 return None
@@ -119,9 +119,9 @@ class VHR:
             )
             factor = torch.where(heads[:, layer], self.alpha, 1.0).to(z)
             twin = factor if self.reinforce_twin else torch.ones_like(factor)
-            return z * torch.cat([factor, twin])[:, None, :, None]
+            return z * torch.stack([factor, twin], 1).flatten(0, 1)[:, None, :, None]
 
-        visit_heads(model, both.embedded, visit)
+        visit_heads(model, pair(model, inputs), visit)
         return HeadSelection(heads, vhd)
 
     @contextmanager
@@ -133,6 +133,7 @@ class VHR:
     @contextmanager
     def __call__(self, model: LVLM) -> Iterator[list[HeadSelection]]:
         """Steer `model.generate` while open; yields the list to which each batch adds its `HeadSelection`."""
+        self._chosen_layers(model)
         record: list[HeadSelection] = []
 
         def steering(steered: LVLM, inputs: Inputs) -> AbstractContextManager[None]:

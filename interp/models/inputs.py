@@ -40,8 +40,12 @@ class Inputs:
         return n - 1 - self.attention_mask.flip(-1).argmax(-1)
 
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the model's `forward` and `generate`."""
+        """Keyword arguments of the model's `generate`, which counts positions itself."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **self.pixels}
+
+    def forward_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the model's `forward`, positions included."""
+        return self.kwargs() | {"position_ids": self.position_ids}
 
     def without_image(self) -> "Inputs":
         """The image-free twin: the same prompts with the image tokens deleted from the sequence (`remove`)."""
@@ -89,7 +93,7 @@ class Embedded:
     attention_mask: Int[Tensor, "batch token"]
     position_ids: Int[Tensor, "batch token"]
 
-    def kwargs(self) -> dict[str, Tensor]:
+    def forward_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the model's `forward`."""
         return {
             "inputs_embeds": self.inputs_embeds,
@@ -98,17 +102,15 @@ class Embedded:
         }
 
 
-def stack(first: Embedded, second: Embedded) -> Embedded:
-    """Both batches as one of twice the rows; the shorter one is padded on the left."""
+def interleave(first: Embedded, second: Embedded) -> Embedded:
+    """Both batches as one of twice the rows, row by row in turn; the shorter one is padded on the left."""
     longest = max(first.attention_mask.shape[1], second.attention_mask.shape[1])
 
     def both(a: Tensor, b: Tensor) -> Tensor:
-        padded = []
-        for x in (a, b):
-            wide = x.new_zeros(x.shape[0], longest, *x.shape[2:])
-            wide[:, longest - x.shape[1] :] = x
-            padded.append(wide)
-        return torch.cat(padded)
+        rows = a.new_zeros(2 * a.shape[0], longest, *a.shape[2:])
+        rows[0::2, longest - a.shape[1] :] = a
+        rows[1::2, longest - b.shape[1] :] = b
+        return rows
 
     return Embedded(
         both(first.inputs_embeds, second.inputs_embeds),

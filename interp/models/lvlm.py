@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from jaxtyping import Int
 from nnsight import NNsight
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from interp.models.families import Family, family_of
+from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.inputs import Embedded, Inputs
 from interp.testbed import WEIGHTS
 
@@ -67,6 +68,19 @@ class LVLM:
         """The type of the weights."""
         return self.hf.dtype
 
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of the weights (of the first values of each), so that results know which model made them."""
+        digest = sha256()
+        for name, p in self.hf.state_dict().items():
+            digest.update(f"{name}{tuple(p.shape)}{p.flatten()[:64].tolist()}".encode())
+        return digest.hexdigest()[:16]
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def out_proj(self, layer: int, root: Any = None) -> Any:
         """A layer's output projection in `root` (`hf` by default, or `traced`); its input is the head outputs."""
         layers = attrgetter(self.family.layers)(self.hf if root is None else root)
@@ -86,7 +100,9 @@ class LVLM:
         """A batch of one image and one prompt a row; a single prompt serves all images."""
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if not images or len(images) != len(prompts):
-            raise ValueError(f"expected one prompt for each image, got {len(images)} images and {len(prompts)} prompts")
+            raise ValueError(
+                f"expected at least one image, and a prompt for each: got {len(images)} images, {len(prompts)} prompts"
+            )
         batch = self.processor(
             images=[image.convert("RGB") for image in images],
             text=[self.prompt(p) for p in prompts],
@@ -106,7 +122,7 @@ class LVLM:
         """What the decoder receives for a batch: text embeddings with the image features merged in."""
         received: list[Tensor] = []
         decoder = attrgetter(self.family.decoder)(self.traced)
-        with torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
+        with torch.no_grad(), self.traced.trace(**inputs.forward_kwargs()) as tracer:
             received.append(decoder.inputs[1]["inputs_embeds"])
             tracer.stop()
         return Embedded(received[0], inputs.attention_mask, inputs.position_ids)
@@ -132,7 +148,7 @@ class LVLM:
             ids = self.hf.generate(
                 **inputs.kwargs(), **{"max_new_tokens": max_new_tokens, "do_sample": False, **options}
             )
-        eos = self.hf.generation_config.eos_token_id
+        eos = options.get("eos_token_id", self.hf.generation_config.eos_token_id)
         ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
         tokens = []
         for row in ids[:, inputs.input_ids.shape[1] :]:
@@ -141,21 +157,42 @@ class LVLM:
         return Generation(tokens, [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens])
 
 
-def load(name_or_path: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu", **hub_options: Any) -> LVLM:
+def _known_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load(
+    name_or_path: str, *, dtype: torch.dtype | str = "float32", device: str | None = None, **hub_options: Any
+) -> LVLM:
     """Load a bundled model (`testbed`, `testbed-sink`), a folder, or a hub id.
 
-    `hub_options` go to `AutoModelForImageTextToText.from_pretrained`; weights are read from safetensors only.
+    The model goes to `device` if one is given; `hub_options` (`device_map`, `revision`, ...) go to
+    `AutoModelForImageTextToText.from_pretrained`; weights are read from safetensors only.
     Raises ValueError if nothing can be loaded, UnsupportedModelError if interp does not know the architecture.
     """
+    target = None if device is None else _known_device(device)
     folder = WEIGHTS / name_or_path
     path = str(folder) if name_or_path.startswith("testbed") and folder.is_dir() else name_or_path
     try:
+        for architecture in AutoConfig.from_pretrained(path).architectures or []:
+            family_of(architecture)  # before the weights are fetched
         processor = AutoProcessor.from_pretrained(path)
         hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **hub_options)
+    except UnsupportedModelError:
+        raise
     except (OSError, ValueError) as error:
         bundled = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
         raise ValueError(
             f"cannot load the model {name_or_path!r}: expected a bundled model ({bundled}), a folder or a hub id of a "
             f"vision-language model. {str(error).splitlines()[0]}"
         ) from error
-    return LVLM(hf.to(device), processor, Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path)
+    return LVLM(
+        hf if target is None else hf.to(target),
+        processor,
+        Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path,
+    )

@@ -5,6 +5,7 @@ which categories are in it.  It is frozen afterwards; only the weights of the CL
 """
 
 import multiprocessing
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -53,23 +54,22 @@ def _labels(s: Scene) -> np.ndarray:
     return np.stack([category[owner + 1], colour[owner + 1]])
 
 
-def _render(job: tuple[Kind, Split, int, int, bool]) -> tuple[np.ndarray, np.ndarray | None]:
+def _render(job: tuple[Kind, Split, int, int, bool]) -> tuple[np.ndarray, np.ndarray]:
     kind, split, index, seed, labelled = job
     s = scene.__wrapped__(kind, split, index, seed)
-    return draw(s), _labels(s) if labelled else None
+    return draw(s), _labels(s) if labelled else np.empty(0, dtype=np.int8)
 
 
-def render(kind: Kind, split: Split, n: int, seed: int, labelled: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw scenes 0..n-1 of a split on all cores: pictures `[n, 96, 96, 3]`, patch labels `[n, 2, 64]` or None."""
+def render(kind: Kind, split: Split, n: int, seed: int, labelled: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Draw scenes 0..n-1 of a split on all cores: pictures `[n, 96, 96, 3]`, labels `[n, 2, 64]` (or `[n, 0]`)."""
     jobs: list[tuple[Kind, Split, int, int, bool]] = [(kind, split, i, seed, labelled) for i in range(n)]
-    bar = partial(tqdm, total=n, desc=f"draw {kind}", unit="scene")
+    bar = partial(tqdm, total=n, desc=f"draw {kind}", unit="scene", disable=n == 0)
     if n < 2000:  # starting processes would take longer
         done = list(bar(map(_render, jobs)))
     else:
         with multiprocessing.get_context("spawn").Pool() as pool:
             done = list(bar(pool.imap(_render, jobs, chunksize=256)))
-    images = np.stack([image for image, _ in done])
-    return images, np.stack([labels for _, labels in done if labels is not None]) if labelled else None
+    return np.array([image for image, _ in done]), np.array([labels for _, labels in done])
 
 
 class TowerTask(nn.Module):
@@ -132,6 +132,17 @@ def score_tower(task: nn.Module, images: np.ndarray, labels: np.ndarray, device:
     }
 
 
+def _batch(images: np.ndarray, labels: np.ndarray, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Normalised pictures and labels of a step: half of the steps mirrored, brightness shifted a little."""
+    pick = np.sort(rng.integers(0, len(images), size=n))
+    x, y = torch.from_numpy(images[pick]), torch.from_numpy(labels[pick]).long()
+    if rng.random() < 0.5:
+        x = x.flip(2)
+        y = y.unflatten(-1, (IMAGE_SIZE // PATCH, -1)).flip(-1).flatten(-2)
+    x = x + torch.from_numpy(rng.integers(-6, 7, size=(n, 1, 1, 3)))
+    return pixels(x.clamp(0, 255).to(torch.uint8)), y
+
+
 def train_tower(
     out: Path,
     *,
@@ -142,56 +153,42 @@ def train_tower(
     seed: int = 0,
     device: str = "cpu",
     compile: bool = True,
-) -> CLIPVisionModel:
-    """Train the tower, or go on where an interrupted run stopped; `out/tower.pt` holds the state."""
+    checkpoint_seconds: float = 120.0,
+) -> tuple[CLIPVisionModel, dict[str, float]]:
+    """Train the tower, or go on where an interrupted run stopped; `out/tower.pt` holds the state.
+
+    Returns the tower and its scores (`score_tower`) on dev scenes without habits.
+    """
     torch.manual_seed(seed)
     task = TowerTask().to(device)
     optimiser = torch.optim.AdamW(task.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    parts = {"task": task, "optimiser": optimiser, "schedule": schedule}
     state, first = out / "tower.pt", 0
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
-        task.load_state_dict(saved["task"])
-        optimiser.load_state_dict(saved["optimiser"])
-        schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
-    if first < steps:
-        images, labels = render("unbiased", "train", scenes, seed, labelled=True)
-        assert labels is not None
-        run = torch.compile(task) if compile else task
-        bar = tqdm(range(first, steps), initial=first, total=steps, desc="tower", unit="step")
-        last = time.monotonic()
-        for step in bar:
-            rng = np.random.default_rng([seed, 7, step])
-            pick = np.sort(rng.integers(0, scenes, size=batch))
-            x, y = torch.from_numpy(images[pick]), torch.from_numpy(labels[pick]).long()
-            if rng.random() < 0.5:  # mirror the picture and its labels
-                x = x.flip(2)
-                y = y.unflatten(-1, (IMAGE_SIZE // PATCH, -1)).flip(-1).flatten(-2)
-            x = x + torch.randint(-6, 7, (batch, 1, 1, 3))
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-                outputs = run(pixels(x.clamp(0, 255).to(torch.uint8)).to(device))
-            loss = _loss(outputs, y.to(device))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-            if step + 1 == steps or time.monotonic() - last > 120:
-                last = time.monotonic()
-                torch.save(
-                    {
-                        "task": task.state_dict(),
-                        "optimiser": optimiser.state_dict(),
-                        "schedule": schedule.state_dict(),
-                        "step": step + 1,
-                    },
-                    state,
-                )
-        held_images, held_labels = render("unbiased", "dev", min(scenes, 500), seed, labelled=True)
-        assert held_labels is not None
-        scores = score_tower(task, held_images, held_labels, device)
-        print("tower on dev: " + ", ".join(f"{name} {value:.1f} %" for name, value in scores.items()))
-    return task.tower
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    images, labels = render("unbiased", "train", scenes if first < steps else 0, seed, labelled=True)
+    run = torch.compile(task) if compile else task
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc="tower", unit="step")
+    last = time.monotonic()
+    for step in bar:
+        x, y = _batch(images, labels, batch, np.random.default_rng([seed, 7, step]))
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            outputs = run(x.to(device))
+        loss = _loss(outputs, y.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if step + 1 == steps or time.monotonic() - last > checkpoint_seconds:
+            last = time.monotonic()
+            states = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(states | {"step": step + 1}, state.with_suffix(".tmp"))
+            os.replace(state.with_suffix(".tmp"), state)
+    return task.tower.eval(), score_tower(task, *render("unbiased", "dev", 500, seed, labelled=True), device)

@@ -251,9 +251,15 @@ def train(out: Path, name: str, recipe: Recipe, run: Run) -> Path:
     made.write_text(json.dumps(data) + "\n", encoding="utf-8")
     AttentionInterface.register("sdpa_float32", _attend_in_float32)
     AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
-    tower = train_tower(
-        out, scenes=run.tower_scenes, steps=run.tower_steps, seed=run.seed, device=run.device, compile=run.compile
-    ).eval()
+    tower, tower_scores = train_tower(
+        out,
+        scenes=run.tower_scenes,
+        steps=run.tower_steps,
+        seed=run.seed,
+        device=run.device,
+        compile=run.compile,
+        checkpoint_seconds=run.checkpoint_seconds,
+    )
     features = store_features(tower, out, scenes=run.scenes, seed=run.seed, device=run.device)
     processor = build_processor(run.seed)
     model = _initial_model(processor, tower, recipe, run.seed)
@@ -266,6 +272,6 @@ def train(out: Path, name: str, recipe: Recipe, run: Run) -> Path:
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     record = {"recipe": asdict(recipe), **data, "device": run.device, "language_seconds": round(seconds)}
-    record |= {"torch": torch.__version__, "sink_1_at_start": sink_at_start}
+    record |= {"torch": torch.__version__, "sink_1_at_start": sink_at_start, "tower_on_dev": tower_scores}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
