@@ -1,4 +1,4 @@
-"""The command line: `interp study`, `interp testbed ...`; options are the fields of the configurations."""
+"""The command line; options are the fields of the configurations."""
 
 import json
 import sys
@@ -11,7 +11,9 @@ import matplotlib
 import tyro
 from transformers.utils import logging
 
-from interp.models import load
+from interp.data import read_image
+from interp.heads import HeadsConfig, look
+from interp.models import LVLM, diagnose, load
 from interp.study import StudyConfig, run_study
 from interp.testbed.card import write_card
 from interp.testbed.export import contact_sheet, export
@@ -135,6 +137,85 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How a model is loaded, for the commands that take one."""
+
+    model: str = "testbed"
+    """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
+    device: str | None = None
+    """cpu, cuda, ...; where transformers puts the model if None."""
+    dtype: str = "float32"
+    """Type of the weights: float32, bfloat16, float16 or auto."""
+    device_map: str | None = None
+    """auto spreads a model too large for one device."""
+    attn_implementation: str | None = None
+    """sdpa, eager, flash_attention_2, ...; the model's own default if None."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Whether to run code that comes with a hub model."""
+
+    def load(self, **more: Any) -> LVLM:
+        """Load it."""
+        named = ("device_map", "attn_implementation", "revision")
+        options = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        remote_code = {"trust_remote_code": self.trust_remote_code}
+        return load(self.model, dtype=self.dtype, device=self.device, **remote_code, **options, **more)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check whether interp reads and edits a model rightly; exit code 1 if not."""
+
+    model: tyro.conf.Positional[str]
+    """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
+    loading: tyro.conf.OmitArgPrefixes[Loading]
+
+    def __call__(self) -> None:
+        """Print every check."""
+        diagnosis = diagnose(replace(self.loading, model=self.model).load(check=False))
+        print(diagnosis)
+        if not diagnosis.healthy:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Heads(Loading):
+    """Rank the heads of a model by how far one picture moves them (VHD); with --caption, T-VHD of each token."""
+
+    image: str = ""
+    """Picture file."""
+    prompt: str = "Please describe this image in detail."
+    """What the model is asked."""
+    caption: tuple[str, ...] | None = None
+    """Follow a caption token by token: this text, or the model's own if the option stands alone."""
+    twin: Literal["remove", "mask", "blank", "noise"] = "remove"
+    """How the picture is taken away."""
+    top: int = 20
+    """Heads in the printed table."""
+    top_k: int | None = None
+    """Heads of a layer that T-VHD sums over; None for an eighth of them."""
+    max_new_tokens: int = 128
+    """Length cap of the model's own caption, in tokens."""
+    out: str | None = None
+    """Folder for heads.csv, tokens.csv, vhd.npz, the figures and the settings."""
+
+    def __call__(self) -> None:
+        """Look."""
+        _at_least_one(top=self.top, top_k=self.top_k, max_new_tokens=self.max_new_tokens)
+        if not self.image:
+            raise ValueError("expected a picture: --image FILE")
+        picture = read_image(Path(self.image))
+        config = HeadsConfig(self.model, self.image, self.prompt, self.twin, self.top, self.top_k)
+        caption = None if self.caption is None else " ".join(self.caption)
+        report = look(self.load(), picture, config, caption, self.max_new_tokens)
+        print(report)
+        if self.out is not None:
+            report.write(Path(self.out))
+            print(f"written: {self.out}")
+
+
+@dataclass(frozen=True)
 class Study(StudyConfig):
     """Caption images with several methods, look at the heads with and without the image, and compare."""
 
@@ -152,6 +233,8 @@ def _app() -> Any:
         testbed.command(command, name=name)
     app: Any = tyro.extras.SubcommandApp()
     app.command(Study, name="study")
+    app.command(Heads, name="heads")
+    app.command(Doctor, name="doctor")
     app.command(testbed, name="testbed", help="Train, examine, export or show the bundled testbed.")
     return app
 

@@ -45,15 +45,17 @@ def _load_scene(kind: Kind, split: Split, image_id: int) -> Sample:
     return Sample(image_id, Image.fromarray(draw(s)), s.categories)
 
 
-def _load_file(images: dict[int, CocoImage], image_id: int) -> Sample:
-    entry = images[image_id]
+def read_image(path: Path) -> Image.Image:
+    """Read an image file whole, in RGB; ValueError if it cannot be read."""
     try:
-        with Image.open(entry.path) as image:
-            return Sample(image_id, image.convert("RGB"), entry.truth)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"cannot read the image {entry.path} (image id {image_id}); replace the file: {error}"
-        ) from error
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise ValueError(f"cannot read the image {path}; replace the file: {error}") from error
+
+
+def _load_file(images: dict[int, CocoImage], image_id: int) -> Sample:
+    return Sample(image_id, read_image(images[image_id].path), images[image_id].truth)
 
 
 def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:

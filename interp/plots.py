@@ -77,6 +77,16 @@ def t_vhd_histograms(
     return left, right
 
 
+def t_vhd_along(tokens: Sequence[str], t_vhd: Sequence[float], ax: Axes | None = None) -> Axes:
+    """T-VHD of each token of a caption, in order."""
+    ax = _axes(ax, (max(4, 1 + 0.24 * len(tokens)), 3))
+    ax.bar(range(len(tokens)), t_vhd, color=CORRECT)
+    ax.set_xticks(range(len(tokens)), [t.strip() or repr(t) for t in tokens], rotation=90, fontsize=7)
+    ax.set(ylabel="T-VHD", xlim=(-0.7, len(tokens) - 0.3), title="T-VHD of each token of the caption")
+    sns.despine(ax=ax)
+    return ax
+
+
 def chair_against_recall(methods: Mapping[str, Mapping[str, Interval]], ax: Axes | None = None) -> Axes:
     """CHAIR_S against recall by method, with 95 % intervals; better is lower and further right."""
     ax = _axes(ax, (6, 4))

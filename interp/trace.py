@@ -1,10 +1,10 @@
-"""Looking inside: head outputs at chosen positions, with the image and without it, in one traced pass.
+"""VHD: head outputs with the image and without it, in one traced pass.
 
-A traced pass puts the batch and its image-free twin side by side as rows of one forward pass, so a
-callback sees both streams of a layer at the same time and may edit them before the next layer runs.
+The pass takes the batch and its image-free twin side by side as rows, so a visit sees both streams of a layer at the
+same time and may edit them before the next layer runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,47 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.metrics.vhd import head_divergence
-from interp.models.inputs import Embedded, Inputs, interleave
-from interp.models.lvlm import LVLM
-
-Visit = Callable[[int, Float[Tensor, "batch token head d_head"]], Tensor | None]
-"""Called with a layer and its head outputs; a returned tensor of the same shape replaces them."""
-
-
-def visit_heads(
-    model: LVLM, batch: Inputs | Embedded, visit: Visit, keep: int = 1
-) -> Float[Tensor, "batch keep vocabulary"]:
-    """Run one forward pass and call `visit` with each layer's head outputs, in order.
-
-    Returns the logits of the last `keep` positions.
-    """
-    logits: list[Tensor] = []
-    with torch.no_grad(), model.traced.trace(**batch.forward_kwargs(), use_cache=False, logits_to_keep=keep):
-        for layer in range(model.n_layers):
-            projection = model.out_proj(layer, model.traced)
-            edited = visit(layer, model.by_head(projection.input))
-            if edited is not None:
-                projection.input = edited.flatten(-2)
-        logits.append(model.traced.output.logits)
-    return logits[0]
-
-
-def head_outputs(
-    model: LVLM, inputs: Inputs, positions: Int[Tensor, "batch position"] | None = None
-) -> Float[Tensor, "batch position layer head d_head"]:
-    """The output of every head before the output projection, at chosen positions (default: each row's last token).
-
-    This is `A[l,i] = softmax(QK^T / sqrt(d)) V` of the VHD paper (arXiv 2412.13949, section 3), for one forward pass.
-    """
-    at = inputs.last[:, None] if positions is None else positions
-    rows = torch.arange(len(at), device=at.device)[:, None]
-    seen: list[Tensor] = []
-
-    def capture(_: int, z: Tensor) -> None:
-        seen.append(z[rows, at].clone())
-
-    visit_heads(model, inputs, capture)
-    return torch.stack(seen, dim=2)
+from interp.models import LVLM, Inputs, paired, visit
 
 
 def streams(x: Float[Tensor, "rows *rest"]) -> tuple[Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"]]:
@@ -60,26 +20,17 @@ def streams(x: Float[Tensor, "rows *rest"]) -> tuple[Float[Tensor, "batch *rest"
     return x[0::2], x[1::2]
 
 
-def pair(model: LVLM, inputs: Inputs, continuations: Sequence[Int[Tensor, " _"]] | None = None) -> Embedded:
-    """A batch and its image-free twin as one batch, both followed by the same continuations if any are given.
+def vhd(model: LVLM, inputs: Inputs, twin: str = "remove") -> Float[Tensor, "batch layer head"]:
+    """Vision-aware head divergence of the first generation step (VHD, eq. 4): at the last prompt position.
 
-    Each row is followed by its twin (so that an edit which repeats a row's factors for its copies serves both);
-    the streams are aligned on the right: the same text stands at the same index.
+    `twin` says how the image is taken away (`interp.models.twin`).
     """
-    twin = inputs.without_image()
-    if continuations is not None:
-        inputs, twin = inputs.extended(continuations), twin.extended(continuations)
-    return interleave(model.embed(inputs), model.embed(twin))
-
-
-def vhd(model: LVLM, inputs: Inputs) -> Float[Tensor, "batch layer head"]:
-    """Vision-aware head divergence of the first generation step (VHD, eq. 4): at the last prompt position."""
     seen: list[Tensor] = []
 
     def measure(_: int, z: Tensor) -> None:
-        seen.append(head_divergence(*streams(z[:, -1])))
+        seen.append(head_divergence(*streams(z[:, -1])).to(model.device))
 
-    visit_heads(model, pair(model, inputs), measure)
+    visit(model, paired(model, inputs, twin), {"z": measure})
     return torch.stack(seen, dim=1)
 
 
@@ -95,7 +46,9 @@ class TokenTrace:
     probability: Float[Tensor, " token"]
 
 
-def token_vhd(model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]]) -> list[TokenTrace]:
+def token_vhd(
+    model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]], twin: str = "remove"
+) -> list[TokenTrace]:
     """VHD (eq. 4) for every token of finished captions, one `TokenTrace` a row.
 
     One pass over both streams, aligned on the caption's tokens; equal to computing VHD step by step.
@@ -108,9 +61,9 @@ def token_vhd(model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]]
     seen: list[Tensor] = []
 
     def measure(_: int, z: Tensor) -> None:
-        seen.append(head_divergence(*streams(z[:, steps])))
+        seen.append(head_divergence(*streams(z[:, steps])).to(model.device))
 
-    logits, _ = streams(visit_heads(model, pair(model, inputs, captions), measure, keep=longest + 1)[:, steps])
+    logits, _ = streams(visit(model, paired(model, inputs, twin, captions), {"z": measure}, keep=longest + 1)[:, steps])
     divergence = torch.stack(seen, dim=2)
     traces = []
     for row, caption in enumerate(captions):

@@ -20,8 +20,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "records": set(),
     "plots": BASE,
     "report": {"plots", *BASE},
+    "heads": {"trace", "models", "plots", "metrics"},
     "study": {"interventions", "trace", "models", "data", "records", "report", *BASE},
-    "cli": {"study", "models", "testbed"},
+    "cli": {"study", "heads", "data", "models", "testbed"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

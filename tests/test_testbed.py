@@ -207,7 +207,7 @@ def test_a_branch_of_a_training_batch_is_what_the_model_meets_in_use(random_mode
             inputs, blind = inputs.without_image(), blind + 1
         told = torch.tensor(tokenizer.encode(answer, add_special_tokens=False))
         with torch.no_grad():
-            expected = hf(**inputs.extended([told]).forward_kwargs()).logits[0, -len(ids) :]
+            expected = hf(**inputs.extended([told]).kwargs()).logits[0, -len(ids) :]
         torch.testing.assert_close(got[start : end + 1], expected, rtol=1e-3, atol=1e-4)
     assert blind == 1
     assert len(ends) >= 4

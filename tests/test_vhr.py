@@ -4,8 +4,7 @@ from torch import Tensor
 
 from interp.interventions import VHR, paper_layers, scaled_heads
 from interp.interventions.vhr import negative_outliers, vision_aware_heads
-from interp.models import LVLM, Inputs
-from interp.trace import head_outputs
+from interp.models import LVLM, Inputs, read
 
 
 def test_vision_aware_heads_are_above_the_median():
@@ -123,7 +122,7 @@ def test_scaled_heads_scales_each_row_by_its_own_factors(model, inputs):
     with scaled_heads(model, scale):
         handle = projection.register_forward_pre_hook(lambda _, args: seen.append(model.by_head(args[0]).clone()))
         with torch.no_grad():
-            model.hf(**inputs.forward_kwargs())
+            model.hf(**inputs.kwargs())
         handle.remove()
     silent = (seen[0] == 0).all(-1).all(1)
     assert silent.nonzero().tolist() == [[2, 5]]
@@ -164,9 +163,9 @@ def reference_selection(model: LVLM, inputs: Inputs, method: VHR, layers: tuple[
     for layer in layers:
         factors = torch.where(chosen, method.alpha, 1.0)
         with scaled_heads(model, factors):
-            with_image = head_outputs(model, inputs)[:, 0, layer]
+            with_image = read(model, inputs, "z")["z"][:, layer, -1]
         with scaled_heads(model, factors if method.reinforce_twin else torch.ones_like(factors)):
-            without = head_outputs(model, inputs.without_image())[:, 0, layer]
+            without = read(model, inputs.without_image(), "z")["z"][:, layer, -1]
         for row in range(len(chosen)):
             vhd = (with_image[row] - without[row]).pow(2).sum(-1).sqrt()
             energy = without[row].pow(2).sum(-1)

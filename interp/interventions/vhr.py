@@ -20,8 +20,8 @@ from torch import Tensor
 
 from interp.interventions.heads import scaled_heads
 from interp.metrics.vhd import head_divergence
-from interp.models import LVLM, Inputs
-from interp.trace import pair, streams, visit_heads
+from interp.models import LVLM, Inputs, paired, visit
+from interp.trace import streams
 
 CHOICES = ("vision-aware", "bottom", "random")
 DEVIATIONS = ("sample", "population")
@@ -108,12 +108,12 @@ class VHR:
         heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
         vhd = torch.zeros(heads.shape, device=model.device)
 
-        def visit(layer: int, z: Tensor) -> Tensor | None:
+        def reinforce(layer: int, z: Tensor) -> Tensor | None:
             with_image, without = streams(z[:, -1])
             vhd[:, layer] = head_divergence(with_image, without)
             if layer not in layers:
                 return None
-            text_energy = without.float().square().sum(-1)
+            text_energy = without.float().square().sum(-1).to(vhd.device)
             heads[:, layer] = self._control(
                 layer, vhd[:, layer], vision_aware_heads(vhd[:, layer], text_energy, self.deviation)
             )
@@ -121,7 +121,7 @@ class VHR:
             twin = factor if self.reinforce_twin else torch.ones_like(factor)
             return z * torch.stack([factor, twin], 1).flatten(0, 1)[:, None, :, None]
 
-        visit_heads(model, pair(model, inputs), visit)
+        visit(model, paired(model, inputs), {"z": reinforce})
         return HeadSelection(heads, vhd)
 
     @contextmanager

@@ -1,6 +1,10 @@
-"""The model families interp knows: one declarative entry each, no guessing."""
+"""The model families interp knows: one declarative entry each, no guessing.
+
+Paths start at the Hugging Face model (`layers`) or at one of its layers (the others).
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class UnsupportedModelError(ValueError):
@@ -9,30 +13,123 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps the parts that interp reads and edits; paths start at the Hugging Face model."""
+    """Where a family keeps the parts that interp reads and edits."""
 
     name: str
     architectures: tuple[str, ...]
-    decoder: str
-    """The text decoder; called with `inputs_embeds` that already contain the image."""
+    """Class names of the Hugging Face models."""
     layers: str
-    """Its list of layers."""
-    out_proj: str
-    """The output projection of attention, inside a layer; its input is the heads' outputs side by side."""
-    image_token: str
-    """The attribute of the configuration that holds the id of the image placeholder token."""
+    """The text decoder's list of layers."""
+    attention: str = "self_attn"
+    """The attention of a layer."""
+    out_proj: str = "self_attn.o_proj"
+    """Its output projection; the input of that is the heads' outputs side by side."""
+    attention_out: str = "self_attn"
+    """The module whose output is what attention adds to the residual stream."""
+    mlp_out: str = "mlp"
+    """The module whose output is what the MLP adds to it."""
+    image_token: str | None = "image_token_id"
+    """The attribute of the configuration with the id of the token that stands for image features; None: text only."""
+    placeholder: str = "image_token"
+    """The attribute of the processor with the text that stands for one picture in a prompt."""
+    frame_tokens: tuple[str, ...] = ()
+    """Tokens that only frame a picture or its parts; the image-free twin loses them with the picture."""
+    prompt: str | None = None
+    """How a turn is written where the processor has no chat template; `{images}` becomes the placeholders."""
+    rope_index: str | None = None
+    """The method that gives position ids in several axes (M-RoPE); None: positions are counted."""
+    suffix_type: int = 0
+    """Token type of what follows the prompt, where the processor types tokens."""
+    needs_pixels: bool = False
+    """Whether the model insists on pictures even where no token stands for them."""
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the family takes pictures."""
+        return self.image_token is not None
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="llava",
-        architectures=("LlavaForConditionalGeneration",),
-        decoder="model.language_model",
-        layers="model.language_model.layers",
-        out_proj="self_attn.o_proj",
-        image_token="image_token_id",
-    ),
+_VICUNA = "USER: {images}\n{text} ASSISTANT:"
+_LLM = "model.language_model.layers"
+_SANDWICH: dict[str, Any] = {"attention_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+_QWEN_VL: dict[str, Any] = {
+    "rope_index": "model.get_rope_index",
+    "frame_tokens": ("<|vision_start|>", "<|vision_end|>"),
+}
+_IDEFICS = (
+    *("<fake_token_around_image>", "<global-img>", "<image_newline>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
 )
+_OPT: dict[str, Any] = {"out_proj": "self_attn.out_proj", "mlp_out": "fc2"}
+
+VISION: tuple[Family, ...] = (
+    Family("llava", ("LlavaForConditionalGeneration",), _LLM, prompt=_VICUNA),
+    Family("llava-next", ("LlavaNextForConditionalGeneration",), _LLM, prompt=_VICUNA),
+    Family("llava-onevision", ("LlavaOnevisionForConditionalGeneration",), _LLM),
+    Family(
+        "instructblip",
+        ("InstructBlipForConditionalGeneration",),
+        "language_model.model.layers",
+        prompt="{text}",
+        needs_pixels=True,
+    ),
+    Family(
+        "blip-2",
+        ("Blip2ForConditionalGeneration",),
+        "language_model.model.decoder.layers",
+        prompt="Question: {text} Answer:",
+        needs_pixels=True,
+        **_OPT,
+    ),
+    Family("qwen2-vl", ("Qwen2VLForConditionalGeneration",), _LLM, **_QWEN_VL),
+    Family("qwen2.5-vl", ("Qwen2_5_VLForConditionalGeneration",), _LLM, **_QWEN_VL),
+    Family("qwen3-vl", ("Qwen3VLForConditionalGeneration",), _LLM, **_QWEN_VL),
+    Family("internvl", ("InternVLForConditionalGeneration",), _LLM, frame_tokens=("<img>", "</img>")),
+    Family("idefics3", ("Idefics3ForConditionalGeneration",), "model.text_model.layers", frame_tokens=_IDEFICS),
+    Family("smolvlm", ("SmolVLMForConditionalGeneration",), "model.text_model.layers", frame_tokens=_IDEFICS),
+    Family("paligemma", ("PaliGemmaForConditionalGeneration",), _LLM, prompt="{text}", suffix_type=1),
+    Family(
+        "gemma3",
+        ("Gemma3ForConditionalGeneration",),
+        _LLM,
+        placeholder="boi_token",
+        frame_tokens=("<start_of_image>", "<end_of_image>"),
+        **_SANDWICH,
+    ),
+    Family("mistral3", ("Mistral3ForConditionalGeneration",), _LLM, frame_tokens=("[IMG_BREAK]", "[IMG_END]")),
+)
+
+TEXT: tuple[Family, ...] = (
+    *(
+        Family(name.lower(), (f"{name}ForCausalLM",), "model.layers", image_token=None)
+        for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
+    ),
+    *(
+        Family(f"{name.lower()}-text", (f"{name}ForCausalLM",), "model.layers", image_token=None, **_SANDWICH)
+        for name in ("Gemma2", "Gemma3")
+    ),
+    Family(
+        "gpt2",
+        ("GPT2LMHeadModel",),
+        "transformer.h",
+        attention="attn",
+        out_proj="attn.c_proj",
+        attention_out="attn",
+        image_token=None,
+    ),
+    Family(
+        "gpt-neox",
+        ("GPTNeoXForCausalLM",),
+        "gpt_neox.layers",
+        attention="attention",
+        out_proj="attention.dense",
+        attention_out="attention",
+        image_token=None,
+    ),
+    Family("opt", ("OPTForCausalLM",), "model.decoder.layers", image_token=None, **_OPT),
+)
+
+FAMILIES = VISION + TEXT
 
 
 def family_of(architecture: str) -> Family:

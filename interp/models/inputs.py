@@ -1,37 +1,37 @@
-"""The inputs of a model: a left-padded batch of prompts, with its pictures or without them."""
+"""The inputs of a model: a left-padded batch of prompts with their pictures, and its twin without them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
+from PIL.Image import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
 class Inputs:
     """A batch as the model takes it.
 
-    `input_ids` and `attention_mask` are `[batch, token]`; `pixels` holds what the processor made of the
-    pictures (empty for a batch without pictures); `image_token_id` is the placeholder's id.
+    `image_mask` marks the tokens that stand for image features, `frame_mask` those that only frame a picture or
+    its parts.  `position_ids` count each row's real tokens, padding is 0; M-RoPE models have several axes of them.
+    `token_types` holds what else the processor says of each token, `pixels` what it made of the pictures.
+    `texts` are the prompts as the processor read them, `pictures` each row's pictures.
     """
 
     input_ids: Int[Tensor, "batch token"]
     attention_mask: Int[Tensor, "batch token"]
-    image_token_id: int
+    position_ids: Int[Tensor, "*axis batch token"]
+    image_mask: Bool[Tensor, "batch token"]
+    frame_mask: Bool[Tensor, "batch token"]
     pad_token_id: int
+    token_types: dict[str, Int[Tensor, "batch token"]] = field(default_factory=dict)
     pixels: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def image_mask(self) -> Bool[Tensor, "batch token"]:
-        """Which positions are image tokens."""
-        return (self.input_ids == self.image_token_id) & self.attention_mask.bool()
-
-    @property
-    def position_ids(self) -> Int[Tensor, "batch token"]:
-        """Positions counted from each row's first real token; padding is 0."""
-        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    suffix_type: int = 0
+    texts: tuple[str, ...] = ()
+    pictures: tuple[tuple[Image, ...], ...] = ()
 
     @property
     def last(self) -> Int[Tensor, " batch"]:
@@ -40,20 +40,54 @@ class Inputs:
         return n - 1 - self.attention_mask.flip(-1).argmax(-1)
 
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the model's `generate`, which counts positions itself."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **self.pixels}
+        """Keyword arguments of the model's `forward` and `generate`."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+            **self.token_types,
+            **self.pixels,
+        }
 
-    def forward_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the model's `forward`, positions included."""
-        return self.kwargs() | {"position_ids": self.position_ids}
+    def without_image(self, keep_pixels: bool = False) -> "Inputs":
+        """The twin `remove`: image tokens and their frames are deleted, positions are counted anew.
 
-    def without_image(self) -> "Inputs":
-        """The image-free twin: the same prompts with the image tokens deleted from the sequence (`remove`)."""
-        keep = self.attention_mask.bool() & ~self.image_mask
+        `keep_pixels` leaves pictures that no token stands for, for models that insist on some.
+        """
+        keep = self.attention_mask.bool() & ~self.image_mask & ~self.frame_mask
+        longest = int(keep.sum(-1).max())
+        # real tokens move to the right end, in their order
+        order = keep.int().argsort(dim=-1, stable=True)[:, -longest:]
+        mask = keep.gather(-1, order).to(self.attention_mask)
+
+        def moved(x: Tensor, empty: int) -> Tensor:
+            return x.gather(-1, order).masked_fill(mask == 0, empty)
+
+        nothing = torch.zeros_like(mask, dtype=torch.bool)
         return replace(
             self,
-            **_left_pad([row[k] for row, k in zip(self.input_ids, keep, strict=True)], self.pad_token_id),
-            pixels={},
+            input_ids=moved(self.input_ids, self.pad_token_id),
+            attention_mask=mask,
+            position_ids=counted(mask).expand(*self.position_ids.shape[:-1], -1),
+            image_mask=nothing,
+            frame_mask=nothing,
+            token_types={name: moved(types, 0) for name, types in self.token_types.items()},
+            pixels=self.pixels if keep_pixels else {},
+            pictures=tuple(() for _ in self.pictures),
+        )
+
+    def with_image_masked(self, keep_pixels: bool = False) -> "Inputs":
+        """The twin `mask`: image tokens and their frames keep their places, and no text can attend to them."""
+        hidden = self.image_mask | self.frame_mask
+        return replace(
+            self,
+            input_ids=self.input_ids.masked_fill(hidden, self.pad_token_id),
+            attention_mask=self.attention_mask.masked_fill(hidden, 0),
+            image_mask=torch.zeros_like(hidden),
+            frame_mask=torch.zeros_like(hidden),
+            token_types={name: types.masked_fill(hidden, 0) for name, types in self.token_types.items()},
+            pixels=self.pixels if keep_pixels else {},
+            pictures=tuple(() for _ in self.pictures),
         )
 
     def extended(self, continuations: Sequence[Int[Tensor, " _"]]) -> "Inputs":
@@ -63,57 +97,55 @@ class Inputs:
                 f"expected a continuation for each of the {len(self.input_ids)} rows, got {len(continuations)}"
             )
         longest = max(len(c) for c in continuations)
-        ids = torch.full((len(continuations), longest), self.pad_token_id, device=self.input_ids.device)
+        ids = self.input_ids.new_full((len(continuations), longest), self.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(continuations):
             ids[row, : len(tokens)] = tokens.to(ids.device)
             mask[row, : len(tokens)] = 1
+        more = torch.arange(1, longest + 1, device=ids.device)
+        reached = self.position_ids.amax(-1).reshape(-1, len(ids)).amax(0)  # over all axes
+        positions = (reached[:, None] + more) * mask
         return replace(
             self,
             input_ids=torch.cat([self.input_ids, ids], 1),
             attention_mask=torch.cat([self.attention_mask, mask], 1),
+            position_ids=torch.cat([self.position_ids, positions.expand(*self.position_ids.shape[:-1], -1)], -1),
+            image_mask=pad(self.image_mask, (0, longest)),
+            frame_mask=pad(self.frame_mask, (0, longest)),
+            token_types={
+                name: torch.cat([types, torch.full_like(ids, self.suffix_type, dtype=types.dtype)], 1)
+                for name, types in self.token_types.items()
+            },
         )
 
 
-def _left_pad(rows: Sequence[Int[Tensor, " _"]], pad: int) -> dict[str, Tensor]:
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad, device=rows[0].device)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = row
-        mask[i, longest - len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+def counted(mask: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Positions counted from each row's first real token; padding is 0."""
+    return (mask.cumsum(-1) - 1).clamp(min=0) * mask
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A batch as the decoder takes it: embeddings with the pictures merged in."""
+def interleave(first: Inputs, second: Inputs) -> Inputs:
+    """Two batches as one of twice the rows, row by row in turn; the shorter one is padded on the left.
 
-    inputs_embeds: Float[Tensor, "batch token d_model"]
-    attention_mask: Int[Tensor, "batch token"]
-    position_ids: Int[Tensor, "batch token"]
+    The pixels are those of `first`: right where `second` has no pictures.
+    """
+    longest = max(first.input_ids.shape[1], second.input_ids.shape[1])
 
-    def forward_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the model's `forward`."""
-        return {
-            "inputs_embeds": self.inputs_embeds,
-            "attention_mask": self.attention_mask,
-            "position_ids": self.position_ids,
-        }
+    def both(a: Tensor, b: Tensor, empty: int = 0) -> Tensor:
+        rows = [pad(x, (longest - x.shape[-1], 0), value=empty) for x in (a, b)]
+        return torch.stack(rows, dim=-2).flatten(-3, -2)
 
+    def turns(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x for two in zip(a, b, strict=True) for x in two)
 
-def interleave(first: Embedded, second: Embedded) -> Embedded:
-    """Both batches as one of twice the rows, row by row in turn; the shorter one is padded on the left."""
-    longest = max(first.attention_mask.shape[1], second.attention_mask.shape[1])
-
-    def both(a: Tensor, b: Tensor) -> Tensor:
-        rows = a.new_zeros(2 * a.shape[0], longest, *a.shape[2:])
-        rows[0::2, longest - a.shape[1] :] = a
-        rows[1::2, longest - b.shape[1] :] = b
-        return rows
-
-    return Embedded(
-        both(first.inputs_embeds, second.inputs_embeds),
-        both(first.attention_mask, second.attention_mask),
-        both(first.position_ids, second.position_ids),
+    return replace(
+        first,
+        input_ids=both(first.input_ids, second.input_ids, first.pad_token_id),
+        attention_mask=both(first.attention_mask, second.attention_mask),
+        position_ids=both(first.position_ids, second.position_ids),
+        image_mask=both(first.image_mask, second.image_mask),
+        frame_mask=both(first.frame_mask, second.frame_mask),
+        token_types={name: both(types, second.token_types[name]) for name, types in first.token_types.items()},
+        texts=turns(first.texts, second.texts),
+        pictures=turns(first.pictures, second.pictures),
     )

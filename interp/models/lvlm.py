@@ -1,23 +1,20 @@
-"""The model object: a Hugging Face vision-language model, its processor and its nnsight wrapper."""
+"""The model object: a Hugging Face model, its processor and its nnsight wrapper, described by its family."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
+import nnsight
 import torch
 from jaxtyping import Int
-from nnsight import NNsight
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from interp.models.families import Family, UnsupportedModelError, family_of
-from interp.models.inputs import Embedded, Inputs
-from interp.testbed import WEIGHTS
+from interp.models.inputs import Inputs, counted
 
 Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
 """Something that changes the model while one batch is generated; see `LVLM.steered`."""
@@ -34,25 +31,57 @@ class Generation:
     texts: list[str]
 
 
-class LVLM:
-    """A vision-language model that can be looked into.
+def _entry_device(hf: Any) -> torch.device:
+    """Where a model takes its inputs, also when some of its weights are offloaded."""
+    embedding = hf.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
 
-    `hf` is the Hugging Face model, `processor` its processor, `traced` the nnsight wrapper of `hf`.
+
+class _Traced(nnsight.NNsight):
+    """The nnsight wrapper; it would send inputs to where the first parameter lies, the meta device if offloaded."""
+
+    @property
+    def device(self) -> torch.device:
+        return _entry_device(self._module)
+
+
+class LVLM:
+    """A model that can be looked into: a vision-language model, or a plain language model.
+
+    `hf` is the Hugging Face model, `processor` its processor (a tokenizer for a plain language model), `traced` the
+    nnsight wrapper of `hf`.  Padding is set to the left; a tokenizer without a padding token pads with its end token.
     """
 
-    def __init__(self, hf: Any, processor: Any, name: str) -> None:
+    def __init__(self, hf: Any, processor: Any, name: str, traced: Any = None) -> None:
         self.family: Family = family_of(type(hf).__name__)
         self.hf, self.processor, self.name = hf.eval(), processor, name
-        self.tokenizer = processor.tokenizer
+        self.remote = traced is not None
+        self.traced: Any = traced if self.remote else _Traced(hf)
+        self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tokenizer.padding_side = "left"
-        self.traced: Any = NNsight(hf)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         config = hf.config.get_text_config()
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
-        self.d_head: int = self.out_proj(0).in_features // self.n_heads
-        self.image_token_id: int = getattr(hf.config, self.family.image_token)
+        self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.image_token_id: int | None = None
+        if self.family.image_token is not None:
+            self.image_token_id = getattr(hf.config, self.family.image_token)
+            self._placeholder()
+        ids = self.tokenizer.convert_tokens_to_ids(list(self.family.frame_tokens))
+        self._frame_ids = torch.tensor([i for i in ids if i is not None and i != self.tokenizer.unk_token_id])
         self._steering: list[Steering] = []
+
+    @classmethod
+    def on_ndif(cls, hub_id: str, processor: Any, family: Family, **options: Any) -> "LVLM":
+        """A model whose weights stay on NDIF's machines; here it is a skeleton without values."""
+        nnsight.register("interp")  # its functions travel with a request
+        task = "image-text-to-text" if family.has_vision else "text-generation"
+        traced: Any = nnsight.TransformersModel(hub_id, task=task, **options)
+        return cls(traced._module, processor, hub_id, traced)
 
     def __repr__(self) -> str:
         shape = f"{self.n_layers} layers x {self.n_heads} heads x {self.d_head}"
@@ -61,71 +90,169 @@ class LVLM:
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.hf.device
+        return _entry_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
+        """The type of the activations."""
         return self.hf.dtype
 
     @property
     def fingerprint(self) -> str:
-        """A short digest of the weights (of the first values of each), so that results know which model made them."""
+        """A short digest of the weights (of the first values of each), so that results know which model made them.
+
+        Offloaded weights count with their names and shapes only.
+        """
         digest = sha256()
         for name, p in self.hf.state_dict().items():
-            digest.update(f"{name}{tuple(p.shape)}{p.flatten()[:64].tolist()}".encode())
+            values = [] if p.is_meta else p.flatten()[:64].tolist()
+            digest.update(f"{name}{tuple(p.shape)}{values}".encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def backend(self) -> str:
+        """The attention backend of the decoder: `sdpa`, `eager`, ..."""
+        return self.hf.config.get_text_config()._attn_implementation
+
+    @property
+    def decoder_configs(self) -> list[Any]:
+        """The configuration objects that name the decoder's attention backend; the vision tower has its own."""
+        layers = attrgetter(self.family.layers)(self.hf)
+        decoder = attrgetter(self.family.layers.rpartition(".")[0])(self.hf)
+        found = [self.hf.config.get_text_config(), decoder.config]
+        found += [m.config for layer in layers for m in layer.modules() if hasattr(m, "config")]
+        return list({id(config): config for config in found}.values())
+
+    @property
+    def trace_options(self) -> dict[str, Any]:
+        """What nnsight's `trace` needs to know about this model."""
+        return {"remote": True} if self.remote else {}
+
+    def save(self, value: Any) -> Any:
+        """Inside a trace: mark a value that outlives it."""
+        return nnsight.save(value)
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock tells the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def layer(self, layer: int, root: Any = None) -> Any:
+        """A layer of the decoder, in `hf` or in another `root` (`traced`)."""
+        return attrgetter(self.family.layers)(self.hf if root is None else root)[layer]
+
+    def part(self, layer: int, path: str, root: Any = None) -> Any:
+        """A module inside a layer, by a path of the family's entry."""
+        return attrgetter(path)(self.layer(layer, root))
+
     def out_proj(self, layer: int, root: Any = None) -> Any:
-        """A layer's output projection in `root` (`hf` by default, or `traced`); its input is the head outputs."""
-        layers = attrgetter(self.family.layers)(self.hf if root is None else root)
-        return attrgetter(self.family.out_proj)(layers[layer])
+        """A layer's output projection; its input is the head outputs."""
+        return self.part(layer, self.family.out_proj, root)
 
     def by_head(self, x: Tensor) -> Tensor:
         """View `[..., head * d_head]` as `[..., head, d_head]`."""
         return x.unflatten(-1, (self.n_heads, self.d_head))
 
-    def prompt(self, text: str, image: bool = True) -> str:
-        """The chat template's rendering of one user turn, with or without an image."""
-        content = [{"type": "image"}] if image else []
-        turn = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        return self.processor.apply_chat_template(turn, add_generation_prompt=True)
-
-    def inputs(self, images: Sequence[Image], prompts: str | Sequence[str]) -> Inputs:
-        """A batch of one image and one prompt a row; a single prompt serves all images."""
-        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-        if not images or len(images) != len(prompts):
-            raise ValueError(
-                f"expected at least one image, and a prompt for each: got {len(images)} images, {len(prompts)} prompts"
+    def _placeholder(self) -> str:
+        """The text that stands for one picture in a prompt."""
+        found = getattr(self.processor, self.family.placeholder, None)
+        if found is None or not hasattr(self.processor, "image_processor"):
+            raise UnsupportedModelError(
+                f"the processor of a {self.family.name} model has an image processor and an attribute "
+                f"{self.family.placeholder!r} (the text that stands for a picture); {type(self.processor).__name__} "
+                "lacks one. Pass the model's own processor (AutoProcessor.from_pretrained), not its tokenizer alone"
             )
-        batch = self.processor(
-            images=[image.convert("RGB") for image in images],
-            text=[self.prompt(p) for p in prompts],
-            padding=True,
-            return_tensors="pt",
-        ).to(self.device)
-        pixels = {
-            k: v.to(self.dtype) if v.is_floating_point() else v
-            for k, v in batch.items()
-            if k not in ("input_ids", "attention_mask")
-        }
-        return Inputs(
-            batch["input_ids"], batch["attention_mask"], self.image_token_id, self.tokenizer.pad_token_id, pixels
-        )
+        return str(found)
 
-    def embed(self, inputs: Inputs) -> Embedded:
-        """What the decoder receives for a batch: text embeddings with the image features merged in."""
-        received: list[Tensor] = []
-        decoder = attrgetter(self.family.decoder)(self.traced)
-        with torch.no_grad(), self.traced.trace(**inputs.forward_kwargs()) as tracer:
-            received.append(decoder.inputs[1]["inputs_embeds"])
-            tracer.stop()
-        return Embedded(received[0], inputs.attention_mask, inputs.position_ids)
+    def prompt(self, text: str, n_images: int = 1) -> str:
+        """One user turn: the chat template's rendering, or the family's where the processor has no template.
+
+        Pictures come before the text, unless the text already says where with the model's own placeholders.
+        """
+        placeholder = self._placeholder() if self.family.has_vision else None
+        written = text.count(placeholder) if placeholder else 0
+        if written and written != n_images:
+            raise ValueError(f"expected as many {placeholder} in the prompt as pictures, got {written} and {n_images}")
+        if n_images and placeholder is None:
+            raise ValueError(f"{self.name} is a plain language model and takes no pictures, got {n_images}")
+        shown = 0 if written else n_images
+        if getattr(self.processor, "chat_template", None):
+            words: Any = [{"type": "image"}] * shown + [{"type": "text", "text": text}]
+            turn = [{"role": "user", "content": words if self.family.has_vision else text}]
+            return self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        rendered = self.family.prompt or "{images}{text}"
+        if "{images}" not in rendered and n_images > 1:
+            raise ValueError(f"a {self.family.name} model takes one picture a prompt, got {n_images}")
+        return rendered.format(images=(placeholder or "") * shown, text=text)
+
+    def inputs(
+        self,
+        images: Sequence[Image.Image | Sequence[Image.Image]] | None,
+        prompts: str | Sequence[str],
+        chat: bool = True,
+    ) -> Inputs:
+        """A batch of one prompt and its pictures a row; a single prompt serves all rows.
+
+        `images` holds a picture, or a sequence of pictures, for each row; None: no pictures.  With `chat=False` the
+        prompts are taken as they are, placeholders included.
+        Raises ValueError if numbers of rows, prompts and placeholders do not fit, or a picture cannot be read.
+        """
+        n_rows = len(images) if images is not None else 1 if isinstance(prompts, str) else len(prompts)
+        prompts = [prompts] * n_rows if isinstance(prompts, str) else list(prompts)
+        if not prompts or n_rows != len(prompts):
+            raise ValueError(
+                f"expected at least one row, and a prompt for each: got {n_rows} rows of images, {len(prompts)} prompts"
+            )
+        if images is None and self.family.needs_pixels:
+            raise ValueError(f"a {self.family.name} model takes no prompt without a picture")
+        rows = [() if images is None else _pictures(images[i], i) for i in range(n_rows)]
+        texts = [self.prompt(p, len(row)) if chat else p for p, row in zip(prompts, rows, strict=True)]
+        return self.processed(rows, texts)
+
+    def processed(self, rows: Sequence[tuple[Image.Image, ...]], texts: Sequence[str]) -> Inputs:
+        """What the processor makes of rendered prompts and their pictures."""
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        if any(rows):
+            pictures = [list(row) for row in rows]
+            flat = all(len(row) == 1 for row in rows)
+            options["images"] = [row[0] for row in pictures] if flat else pictures
+        batch = self.processor(text=list(texts), **options).to(self.device)
+        ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+        types = {k: v for k, v in batch.items() if k.endswith("token_type_ids")}
+        pixels = {
+            k: v.to(self.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in batch.items()
+            if k not in types
+        }
+        image_mask = (ids == self.image_token_id) & mask.bool() if any(rows) else torch.zeros_like(mask).bool()
+        inputs = Inputs(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=self._positions(ids, mask, types, pixels),
+            image_mask=image_mask,
+            frame_mask=torch.isin(ids, self._frame_ids.to(ids.device)) & mask.bool(),
+            pad_token_id=self.tokenizer.pad_token_id,
+            token_types=types,
+            pixels=pixels,
+            suffix_type=self.family.suffix_type,
+            texts=tuple(texts),
+            pictures=tuple(rows),
+        )
+        for row, pictures in enumerate(rows):
+            if pictures and not inputs.image_mask[row].any():
+                raise ValueError(
+                    f"the prompt of row {row} has no image token (id {self.image_token_id}) after processing, "
+                    f"so the model would not see its picture: {texts[row]!r}"
+                )
+        return inputs
+
+    def _positions(self, ids: Tensor, mask: Tensor, types: dict[str, Tensor], pixels: dict[str, Any]) -> Tensor:
+        if self.family.rope_index is None:
+            return counted(mask)
+        if "image_grid_thw" not in pixels:
+            return counted(mask).expand(3, -1, -1)
+        rope_index = attrgetter(self.family.rope_index)(self.hf)
+        return rope_index(ids, attention_mask=mask, image_grid_thw=pixels["image_grid_thw"], **types)[0]
 
     @contextmanager
     def steered(self, steering: Steering) -> Iterator[None]:
@@ -142,12 +269,20 @@ class LVLM:
 
         Greedy, unless `options` (passed to Hugging Face's `generate`) say otherwise.
         """
+        if self.remote:
+            raise ValueError(
+                "a remote model can be looked into but does not generate here; load it without remote=True"
+            )
+        settings = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "pad_token_id": inputs.pad_token_id,
+            **options,
+        }
         with ExitStack() as stack:
             for steering in self._steering:
                 stack.enter_context(steering(self, inputs))
-            ids = self.hf.generate(
-                **inputs.kwargs(), **{"max_new_tokens": max_new_tokens, "do_sample": False, **options}
-            )
+            ids = self.hf.generate(**inputs.kwargs(), **settings)
         eos = options.get("eos_token_id", self.hf.generation_config.eos_token_id)
         ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
         tokens = []
@@ -157,42 +292,12 @@ class LVLM:
         return Generation(tokens, [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens])
 
 
-def _known_device(name: str) -> torch.device:
+def _pictures(row: Image.Image | Sequence[Image.Image], index: int) -> tuple[Image.Image, ...]:
+    """The pictures of a row, read and in RGB."""
+    pictures = [row] if isinstance(row, Image.Image) else list(row)
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def load(
-    name_or_path: str, *, dtype: torch.dtype | str = "float32", device: str | None = None, **hub_options: Any
-) -> LVLM:
-    """Load a bundled model (`testbed`, `testbed-sink`), a folder, or a hub id.
-
-    The model goes to `device` if one is given; `hub_options` (`device_map`, `revision`, ...) go to
-    `AutoModelForImageTextToText.from_pretrained`; weights are read from safetensors only.
-    Raises ValueError if nothing can be loaded, UnsupportedModelError if interp does not know the architecture.
-    """
-    target = None if device is None else _known_device(device)
-    folder = WEIGHTS / name_or_path
-    path = str(folder) if name_or_path.startswith("testbed") and folder.is_dir() else name_or_path
-    try:
-        for architecture in AutoConfig.from_pretrained(path).architectures or []:
-            family_of(architecture)  # before the weights are fetched
-        processor = AutoProcessor.from_pretrained(path)
-        hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **hub_options)
-    except UnsupportedModelError:
-        raise
-    except (OSError, ValueError) as error:
-        bundled = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
+        return tuple(picture.convert("RGB") for picture in pictures)
+    except (OSError, AttributeError) as error:
         raise ValueError(
-            f"cannot load the model {name_or_path!r}: expected a bundled model ({bundled}), a folder or a hub id of a "
-            f"vision-language model. {str(error).splitlines()[0]}"
+            f"cannot read a picture of row {index} (expected PIL images of whole files): {error}"
         ) from error
-    return LVLM(
-        hf if target is None else hf.to(target),
-        processor,
-        Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path,
-    )

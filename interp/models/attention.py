@@ -1,0 +1,152 @@
+"""Inside the attention kernel, whatever the backend: what it receives, scores and probabilities from that.
+
+A wrapper of the model's own kernel is registered with transformers' attention interface; it shows each call to a
+watcher and then runs the kernel itself, unless the watcher changed something.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PREFIX = "interp-"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention kernel: queries and keys after rotation, and which key a query may see.
+
+    `mask` is None (causal), `[batch, 1, query, key]` (bool, or added to the scores), or `[batch, key]` (padding).
+    """
+
+    query: Float[Tensor, "batch head query d_head"]
+    key: Float[Tensor, "batch kv_head key d_head"]
+    value: Float[Tensor, "batch kv_head key d_head"]
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None
+
+    @property
+    def visible(self) -> Bool[Tensor, "#batch #head query key"]:
+        """Which keys each query may attend to."""
+        n_queries, n_keys = self.query.shape[2], self.key.shape[2]
+        if self.mask is not None and self.mask.ndim == 4:
+            mask = self.mask[..., :n_keys]
+            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        keys = torch.arange(n_keys, device=self.query.device)
+        distance = keys[n_keys - n_queries :, None] - keys
+        seen = (distance >= 0) & (distance < (self.window or n_keys))
+        return seen[None, None] if self.mask is None else seen & self.mask[:, None, None, -n_keys:].bool()
+
+    def at(self, positions: Int[Tensor, "batch query"]) -> "AttentionCall":
+        """The same call for some of the queries only."""
+        index = positions[:, None, :, None]
+        visible = self.visible.expand(len(positions), -1, -1, -1)
+        return replace(
+            self,
+            query=self.query.take_along_dim(index, 2),
+            mask=visible.take_along_dim(index, 2),
+        )
+
+    def scores(self) -> Float[Tensor, "batch head query key"]:
+        """Scaled scores `q k^T`, minus infinity where a key cannot be seen."""
+        groups = self.query.shape[1] // self.key.shape[1]
+        scores = self.query @ self.key.repeat_interleave(groups, 1).mT * self.scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        return scores.masked_fill(~self.visible, -torch.inf)
+
+    def pattern(self, scores: Tensor | None = None) -> Float[Tensor, "batch head query key"]:
+        """Attention probabilities; a query that can see nothing (padding) attends to nothing."""
+        scores = self.scores() if scores is None else scores
+        return scores.softmax(-1, dtype=torch.float32).nan_to_num(0.0).to(self.query.dtype)
+
+    def head_outputs(self, pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch query head d_head"]:
+        """What the heads read from the values with these probabilities."""
+        groups = self.query.shape[1] // self.value.shape[1]
+        return (pattern @ self.value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous()
+
+
+Watch = Callable[[AttentionCall], tuple[AttentionCall, Tensor | None] | None]
+"""Sees a call; may return another call to make, and probabilities `[batch, head, query, key]` to make it with."""
+
+_WATCHES: dict[nn.Module, Watch] = {}
+
+
+def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
+    """A registered kernel; `eager` is the one in the source file of the model."""
+    if name == "eager":
+        return sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _watched(
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *_: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    scaling = options.get("scaling")
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        mask,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        options.get("softcap"),
+        options.get("sliding_window"),
+    )
+    watch = _WATCHES.get(module)
+    changed = None if watch is None else watch(call)
+    if changed is not None:
+        call, pattern = changed
+        if pattern is not None:
+            return call.head_outputs(pattern), pattern
+        query, key, value = call.query, call.key, call.value
+    return _kernel(name, module)(module, query, key, value, mask, **options)
+
+
+@contextmanager
+def attention_backend(configs: list[Any], name: str) -> Iterator[None]:
+    """While open, the models of these configurations use an attention backend (`eager`, `sdpa`, ...)."""
+    before = [config._attn_implementation_internal for config in configs]
+    for config in configs:
+        config._attn_implementation_internal = name
+    try:
+        yield
+    finally:
+        for config, old in zip(configs, before, strict=True):
+            config._attn_implementation_internal = old
+
+
+@contextmanager
+def watched(configs: list[Any], watches: dict[nn.Module, Watch]) -> Iterator[None]:
+    """While open, each of these attention modules shows its calls to its watch."""
+    backend = (configs[0]._attn_implementation_internal or "eager").removeprefix(PREFIX)
+    name = PREFIX + backend
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, partial(_watched, backend))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+    before = {module: _WATCHES[module] for module in watches if module in _WATCHES}
+    _WATCHES.update(watches)
+    try:
+        with attention_backend(configs, name):
+            yield
+    finally:
+        for module in watches:
+            del _WATCHES[module]
+        _WATCHES.update(before)

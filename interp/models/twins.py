@@ -1,0 +1,59 @@
+"""Image-free twins: the same prompts with the pictures taken away, alone or side by side with the batch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from interp.models.inputs import Inputs, interleave
+from interp.models.lvlm import LVLM
+
+TWINS = ("remove", "mask", "blank", "noise")
+GREY = (127, 127, 127)
+
+
+def twin(model: LVLM, inputs: Inputs, how: str = "remove", seed: int = 0) -> Inputs:
+    """The image-free twin of a batch; its text is the same.
+
+    `remove` (default): image tokens, and the tokens that only frame them, are deleted from the sequence.
+    `mask`: they keep their places (positions go on as with them), and no text position can attend to them.
+    `blank`: each picture is replaced by a grey one of the same size.
+    `noise`: each picture is replaced by one of the same size whose pixels are drawn uniformly, from `seed`.
+    """
+    if how not in TWINS:
+        raise ValueError(f"an image-free twin is one of {', '.join(TWINS)}, got {how!r}")
+    if not any(inputs.pictures):
+        raise ValueError("expected a batch with pictures to take away, got one without")
+    if how == "remove":
+        return inputs.without_image(model.family.needs_pixels)
+    if how == "mask":
+        return inputs.with_image_masked(model.family.needs_pixels)
+    random = np.random.default_rng(seed)
+
+    def other(picture: Image.Image) -> Image.Image:
+        if how == "blank":
+            return Image.new("RGB", picture.size, GREY)
+        return Image.fromarray(random.integers(0, 256, (picture.height, picture.width, 3), dtype=np.uint8))
+
+    pictures = tuple(tuple(other(picture) for picture in row) for row in inputs.pictures)
+    return replace(inputs, pixels=model.processed(pictures, inputs.texts).pixels, pictures=pictures)
+
+
+def paired(
+    model: LVLM, inputs: Inputs, how: str = "remove", continuations: Sequence[Int[Tensor, " _"]] | None = None
+) -> Inputs:
+    """A batch and its image-free twin as one batch, both followed by the same continuations if any are given.
+
+    Each row is followed by its twin (so that an edit which repeats a row's factors for its copies serves both);
+    the streams are aligned on the right: the same text stands at the same index.
+    """
+    without = twin(model, inputs, how)
+    if continuations is not None:
+        inputs, without = inputs.extended(continuations), without.extended(continuations)
+    both = interleave(inputs, without)
+    if any(without.pictures):  # the twin has pixels of its own
+        both = replace(both, pixels=model.processed(both.pictures, both.texts).pixels)
+    return both

@@ -1,0 +1,213 @@
+"""Every family, on small models of the official classes with random weights."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from zoo import TEXT, VISION, build
+
+from interp.interventions import VHR
+from interp.metrics.vhd import head_divergence
+from interp.models import FAMILIES, LVLM, TWINS, Inputs, diagnose, load, read, twin
+from interp.models.attention import attention_backend
+from interp.trace import token_vhd, vhd
+
+PROMPTS = ["Please describe this image in detail.", "Is there a fork in the image?"]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module", params=list(VISION))
+def lvlm(request) -> LVLM:
+    return load(*build(request.param))
+
+
+@pytest.fixture(scope="module", params=list(TEXT))
+def text_model(request) -> LVLM:
+    return load(*build(request.param))
+
+
+@pytest.fixture
+def batch(lvlm) -> Inputs:
+    return lvlm.inputs([picture(0), picture(1, 40, 60)], PROMPTS)
+
+
+def alone(model: LVLM, inputs: Inputs, row: int) -> Inputs:
+    return model.inputs([inputs.pictures[row]] if inputs.pictures[row] else None, inputs.texts[row], chat=False)
+
+
+def hooked(model: LVLM, inputs: Inputs) -> Tensor:
+    """Head outputs by plain PyTorch hooks, `[batch, layer, token, head, d_head]`."""
+    seen: list[Tensor] = []
+    handles = [
+        model.out_proj(i).register_forward_pre_hook(lambda _, args: seen.append(model.by_head(args[0])))
+        for i in range(model.n_layers)
+    ]
+    with torch.no_grad():
+        model.hf(**inputs.kwargs())
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen, 1)
+
+
+def test_every_family_is_in_the_zoo():
+    assert {family.name for family in FAMILIES} == {*VISION, *TEXT}
+    assert len(VISION) >= 10
+    assert len(TEXT) >= 5
+
+
+def test_the_doctor_finds_nothing_wrong(lvlm):
+    diagnosis = diagnose(lvlm)
+    assert diagnosis.healthy, str(diagnosis)
+
+
+def test_captured_head_outputs_equal_a_plain_hook(lvlm, batch):
+    assert torch.equal(read(lvlm, batch, "z")["z"], hooked(lvlm, batch))
+
+
+def test_probabilities_equal_the_eager_backend(lvlm, batch):
+    with torch.no_grad(), attention_backend(lvlm.decoder_configs, "eager"):
+        out = lvlm.hf(**batch.kwargs(), output_attentions=True, return_dict=True)
+        out = getattr(out, "language_model_outputs", None) or out
+        found = read(lvlm, batch, "pattern")["pattern"]
+    rows = batch.attention_mask.bool()
+    expected = torch.stack(out.attentions, 1).permute(0, 3, 1, 2, 4)[rows]
+    torch.testing.assert_close(found.permute(0, 3, 1, 2, 4)[rows], expected, rtol=0, atol=1e-6)
+    found = read(lvlm, batch, "pattern")["pattern"]
+    torch.testing.assert_close(found.permute(0, 3, 1, 2, 4)[rows], expected, rtol=0, atol=1e-4)
+
+
+def test_rows_of_a_batch_equal_each_alone(lvlm, batch):
+    for whole in (batch, twin(lvlm, batch)):
+        z = read(lvlm, whole, ["z", "logits"], positions=whole.last[:, None])
+        written = lvlm.generate(whole, max_new_tokens=6, min_new_tokens=6)
+        for row in range(2):
+            one = alone(lvlm, batch, row)
+            one = one if whole is batch else twin(lvlm, one)
+            expected = read(lvlm, one, ["z", "logits"], positions=one.last[:, None])
+            for site in z:
+                torch.testing.assert_close(z[site][row], expected[site][0], **CLOSE)
+            assert torch.equal(lvlm.generate(one, max_new_tokens=6, min_new_tokens=6).tokens[0], written.tokens[row])
+
+
+@pytest.mark.parametrize("how", TWINS)
+def test_a_paired_pass_equals_two_passes(lvlm, batch, how):
+    other = twin(lvlm, batch, how)
+    with_image, without = (read(lvlm, x, "z", positions=x.last[:, None])["z"][:, :, 0] for x in (batch, other))
+    torch.testing.assert_close(vhd(lvlm, batch, how), head_divergence(with_image, without), rtol=1e-3, atol=1e-4)
+    assert vhd(lvlm, batch, how).max() > 1e-3
+
+
+def test_the_twin_remove_has_the_text_and_nothing_else(lvlm, batch):
+    other = twin(lvlm, batch)
+    for row in range(2):
+        kept = batch.attention_mask[row].bool() & ~batch.image_mask[row] & ~batch.frame_mask[row]
+        assert torch.equal(other.input_ids[row][other.attention_mask[row].bool()], batch.input_ids[row][kept])
+        prompt = lvlm.tokenizer.decode(other.input_ids[row], skip_special_tokens=True)
+        assert PROMPTS[row] in prompt
+    assert not any(other.pictures)
+
+
+def test_the_twin_mask_keeps_positions_and_hides_the_image(lvlm, batch):
+    other = twin(lvlm, batch, "mask")
+    assert torch.equal(other.position_ids, batch.position_ids)
+    pattern = read(lvlm, other, "pattern", positions=batch.last[:, None])["pattern"]
+    for row in range(2):
+        assert pattern[row][..., batch.image_mask[row]].max() == 0
+
+
+@pytest.mark.parametrize("how", ["blank", "noise"])
+def test_the_twins_with_other_pixels_keep_the_text(lvlm, batch, how):
+    other = twin(lvlm, batch, how)
+    assert torch.equal(other.input_ids, batch.input_ids)
+    assert not torch.equal(other.pixels["pixel_values"], batch.pixels["pixel_values"])
+    again = twin(lvlm, batch, how).pixels["pixel_values"]
+    assert torch.equal(other.pixels["pixel_values"], again), "noise comes from its seed"
+
+
+def test_a_caption_traced_at_once_equals_step_by_step(lvlm, batch):
+    captions = lvlm.generate(batch, max_new_tokens=4, min_new_tokens=4).tokens
+    traces = token_vhd(lvlm, batch, captions)
+    for row, caption in enumerate(captions):
+        one = alone(lvlm, batch, row)
+        for step in range(len(caption)):
+            so_far = one.extended([caption[:step]]) if step else one
+            torch.testing.assert_close(traces[row].vhd[step], vhd(lvlm, so_far)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_generation_follows_the_forward_pass(lvlm, batch):
+    """Greedy tokens are the most probable ones of a teacher-forced pass over them: positions go on rightly."""
+    written = lvlm.generate(batch, max_new_tokens=6, min_new_tokens=6).tokens
+    logits = read(lvlm, batch.extended(written), "logits")["logits"][:, -7:-1]
+    logits[..., lvlm.hf.generation_config.eos_token_id or []] = -torch.inf
+    assert torch.equal(logits.argmax(-1), torch.stack(written))
+
+
+def test_generation_without_the_effect_equals_greedy(lvlm, batch):
+    greedy = lvlm.generate(batch, max_new_tokens=8).texts
+    with VHR(alpha=1.0)(lvlm):
+        assert lvlm.generate(batch, max_new_tokens=8).texts == greedy
+
+
+def test_vhr_selects_and_steers(lvlm, batch):
+    with VHR(alpha=4.0)(lvlm) as chosen:
+        lvlm.generate(batch, max_new_tokens=2)
+    assert chosen[0].heads[:, 1:].any()
+    for row in range(2):
+        one = VHR(alpha=4.0).select(lvlm, alone(lvlm, batch, row))
+        torch.testing.assert_close(one.vhd[0], chosen[0].vhd[row], rtol=1e-3, atol=1e-4)
+
+
+def test_several_pictures_in_one_prompt(lvlm):
+    rows = [[picture(0), picture(1, 40, 60)], [picture(2)]]
+    if lvlm.family.name in ("blip-2", "instructblip", "paligemma"):
+        with pytest.raises(ValueError, match=r"takes one picture a prompt, got 2"):
+            lvlm.inputs(rows, PROMPTS)
+        return
+    inputs = lvlm.inputs(rows, PROMPTS)
+    assert inputs.image_mask[0].sum() > inputs.image_mask[1].sum() > 0
+    together = vhd(lvlm, inputs)
+    for row in range(2):
+        torch.testing.assert_close(together[row], vhd(lvlm, alone(lvlm, inputs, row))[0], rtol=1e-3, atol=1e-4)
+    swapped = lvlm.inputs([rows[0][::-1], rows[1]], PROMPTS)
+    assert not torch.allclose(vhd(lvlm, swapped)[0], together[0], rtol=1e-3), "both pictures count"
+
+
+def test_a_saved_model_loads_from_its_folder(lvlm, batch, tmp_path):
+    lvlm.hf.save_pretrained(tmp_path)
+    lvlm.processor.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.family == lvlm.family
+    assert torch.equal(vhd(again, alone(again, batch, 0)), vhd(lvlm, alone(lvlm, batch, 0)))
+
+
+def test_a_text_model_is_read_and_edited_like_the_others(text_model):
+    model = text_model
+    assert diagnose(model).healthy
+    inputs = model.inputs(None, PROMPTS)
+    assert torch.equal(read(model, inputs, "z")["z"], hooked(model, inputs))
+    last = read(model, inputs, ["z", "pattern"], positions=inputs.last[:, None])
+    for row in range(2):
+        one = alone(model, inputs, row)
+        expected = read(model, one, ["z", "pattern"], positions=one.last[:, None])
+        torch.testing.assert_close(last["z"][row], expected["z"][0], **CLOSE)
+        n = one.input_ids.shape[1]
+        torch.testing.assert_close(last["pattern"][row, ..., -n:], expected["pattern"][0], **CLOSE)
+    with pytest.raises(ValueError, match="without"):
+        vhd(model, inputs)
+    with pytest.raises(ValueError, match="plain language model and takes no pictures"):
+        model.inputs([picture(0)], "Hello.")
+
+
+def test_grouped_query_models_have_query_heads():
+    model = load(*build("llama"))
+    assert model.hf.config.num_key_value_heads < model.n_heads
+    found = read(model, model.inputs(None, "A fork."), ["z", "k", "pattern"])
+    assert found["z"].shape[3] == found["pattern"].shape[2] == model.n_heads
+    assert found["k"].shape[3] == model.hf.config.num_key_value_heads
