@@ -87,7 +87,7 @@ VISION: tuple[Family, ...] = (
     Family("internvl", ("InternVLForConditionalGeneration",), _LLM, frame_tokens=("<img>", "</img>")),
     Family("idefics3", ("Idefics3ForConditionalGeneration",), "model.text_model.layers", frame_tokens=_IDEFICS),
     Family("smolvlm", ("SmolVLMForConditionalGeneration",), "model.text_model.layers", frame_tokens=_IDEFICS),
-    Family("paligemma", ("PaliGemmaForConditionalGeneration",), _LLM, prompt="{text}", suffix_type=1),
+    Family("paligemma", ("PaliGemmaForConditionalGeneration",), _LLM, prompt="{images}{text}", suffix_type=1),
     Family(
         "gemma3",
         ("Gemma3ForConditionalGeneration",),

@@ -100,6 +100,9 @@ def _load_by_name(name: str, processor: Any, device: str | None, remote: bool, o
         hf: Any = auto.from_pretrained(path, **options)
     except UnsupportedModelError:
         raise
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"loading {name!r} needs a package that is not installed: {reason}") from error
     except (OSError, ValueError) as error:
         bundled = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
         raise ValueError(

@@ -213,11 +213,10 @@ class LVLM:
         """What the processor makes of rendered prompts and their pictures."""
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         if any(rows):
-            pictures = [list(row) for row in rows]
-            flat = all(len(row) == 1 for row in rows)
-            options["images"] = [row[0] for row in pictures] if flat else pictures
+            options["images"] = [list(row) for row in rows]
         batch = self.processor(text=list(texts), **options).to(self.device)
         ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+        batch.pop("labels", None)  # what a trainer would want
         types = {k: v for k, v in batch.items() if k.endswith("token_type_ids")}
         pixels = {
             k: v.to(self.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
