@@ -1,5 +1,6 @@
 """The model object: a Hugging Face model, its processor and its nnsight wrapper, described by its family."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class LVLM:
         self.family: Family = family_of(type(hf).__name__)
         self.hf, self.processor, self.name = hf.eval(), processor, name
         self.remote = traced is not None
-        self.traced: Any = traced if self.remote else _Traced(hf)
+        with warnings.catch_warnings():  # of modules called "output", which lie in Q-Formers
+            warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
+            self.traced: Any = traced if self.remote else _Traced(hf)
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
@@ -223,6 +226,8 @@ class LVLM:
             for k, v in batch.items()
             if k not in types
         }
+        if "qformer_input_ids" in pixels:
+            pixels |= _padded_right(pixels["qformer_input_ids"], pixels["qformer_attention_mask"])
         image_mask = (ids == self.image_token_id) & mask.bool() if any(rows) else torch.zeros_like(mask).bool()
         inputs = Inputs(
             input_ids=ids,
@@ -289,6 +294,12 @@ class LVLM:
             stop = torch.isin(row, ends).nonzero()
             tokens.append(row[: int(stop[0])] if len(stop) else row)
         return Generation(tokens, [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens])
+
+
+def _padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """A Q-Former's text, padded by its processor on the language model's side; it counts positions from the left."""
+    order = mask.argsort(dim=-1, descending=True, stable=True)
+    return {"qformer_input_ids": ids.gather(-1, order), "qformer_attention_mask": mask.gather(-1, order)}
 
 
 def _pictures(row: Image.Image | Sequence[Image.Image], index: int) -> tuple[Image.Image, ...]:
