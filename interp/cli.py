@@ -164,26 +164,25 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Doctor(Loading):
     """Check whether interp reads and edits a model rightly; exit code 1 if not."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str] = "testbed"
     """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-    loading: tyro.conf.OmitArgPrefixes[Loading]
 
     def __call__(self) -> None:
         """Print every check."""
-        diagnosis = diagnose(replace(self.loading, model=self.model).load(check=False))
+        diagnosis = diagnose(self.load(check=False))
         print(diagnosis)
         if not diagnosis.healthy:
             sys.exit(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Heads(Loading):
     """Rank the heads of a model by how far one picture moves them (VHD); with --caption, T-VHD of each token."""
 
-    image: str = ""
+    image: str
     """Picture file."""
     prompt: str = "Please describe this image in detail."
     """What the model is asked."""
@@ -203,8 +202,6 @@ class Heads(Loading):
     def __call__(self) -> None:
         """Look."""
         _at_least_one(top=self.top, top_k=self.top_k, max_new_tokens=self.max_new_tokens)
-        if not self.image:
-            raise ValueError("expected a picture: --image FILE")
         picture = read_image(Path(self.image))
         config = HeadsConfig(self.model, self.image, self.prompt, self.twin, self.top, self.top_k)
         caption = None if self.caption is None else " ".join(self.caption)

@@ -1,11 +1,13 @@
 """Every family, on small models of the official classes with random weights."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 from zoo import TEXT, VISION, build
 
 from interp.interventions import VHR
@@ -17,7 +19,7 @@ from interp.trace import token_vhd, vhd
 PROMPTS = ["Please describe this image in detail.", "Is there a fork in the image?"]
 NEEDS_TORCHVISION = {"llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "smolvlm", "mistral3"}
 """Families whose processors transformers does not load from files without torchvision."""
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:

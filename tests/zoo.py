@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import transformers as hf
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -22,11 +22,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+hf: Any = transformers  # its configurations take keywords that their signatures do not show
 LAYERS, HEADS, KV_HEADS, WIDTH, D_HEAD, VOCABULARY = 3, 4, 2, 32, 8, 640
 BASIC = ("<pad>", "<s>", "</s>", "<unk>")
 
 
-def tokenizer(**named: str) -> hf.PreTrainedTokenizerFast:
+def tokenizer(**named: str) -> Any:
     """A token for each byte, and the family's special tokens under their names."""
     alphabet = [*BASIC, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -93,7 +94,7 @@ def tower(**more: Any) -> dict[str, Any]:
 
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-PIXELS = {"size": {"height": 32, "width": 32}}
+PIXELS: dict[str, Any] = {"size": {"height": 32, "width": 32}}
 Built = tuple[Any, Any]
 
 
@@ -213,7 +214,7 @@ QWEN = {
 def qwen(model: Any, config: Any, processor: Any, decoder: dict[str, Any], vision: dict[str, Any]) -> Built:
     """A Qwen vision-language model: pictures of any size, positions of three axes."""
     words = tokenizer(**QWEN)
-    pixels = {"min_pixels": 256, "max_pixels": 4096}
+    pixels: dict[str, Any] = {"min_pixels": 256, "max_pixels": 4096}
     images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, **pixels)
     picture = "<|vision_start|><|image_pad|><|vision_end|>"
     ids = {f"{name}_id": getattr(words, f"{name}_id") for name in QWEN}
@@ -256,7 +257,7 @@ def internvl() -> Built:
     return hf.InternVLForConditionalGeneration(config), processor
 
 
-IDEFICS = {"do_image_splitting": True, "size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+IDEFICS: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
 
 
 def idefics3() -> Built:
@@ -294,7 +295,7 @@ def smolvlm() -> Built:
 
 def paligemma() -> Built:
     words = tokenizer(image_token="<image>")
-    images = SiglipImageProcessorPil(**PIXELS)
+    images: Any = SiglipImageProcessorPil(**PIXELS)
     images.image_seq_length = 16
     processor = hf.PaliGemmaProcessor(images, words)
     config = hf.PaliGemmaConfig(
