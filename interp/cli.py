@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ import matplotlib
 import tyro
 from transformers.utils import logging
 
+from interp import plots
+from interp.attention import SinksConfig, SurveyConfig, measure_sinks, overlay, run_survey
 from interp.data import read_image
 from interp.heads import HeadsConfig, look
-from interp.models import LVLM, diagnose, load
+from interp.models import LVLM, Head, diagnose, load
 from interp.study import StudyConfig, run_study
 from interp.testbed.card import write_card
 from interp.testbed.export import contact_sheet, export
@@ -224,6 +226,73 @@ class Study(StudyConfig):
         print(run_study(StudyConfig(**vars(self))))
 
 
+@dataclass(frozen=True)
+class Attention(SurveyConfig):
+    """Sparsity curves, sinks and attention to the image, measured while captions are written."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Run the survey and print its tables."""
+        print(run_survey(SurveyConfig(**vars(self))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay(Loading):
+    """Draw where heads look on a picture at the step that writes a word of the caption."""
+
+    image: str
+    """Picture file."""
+    token: str
+    """A word of the caption."""
+    prompt: str = "Please describe this image in detail."
+    """What the model is asked."""
+    heads: str | None = None
+    """Comma-separated heads to average, L3H2,L5H0; all if None."""
+    caption: str | None = None
+    """The caption; the model's own if None."""
+    without_sinks: bool = False
+    """Leave out tokens that are attention sinks of a head, and renormalise."""
+    max_new_tokens: int = 128
+    """Length cap of the model's own caption, in tokens."""
+    out: str = "overlay.png"
+    """Picture file to write; the arrays go beside it as .npz."""
+
+    def __call__(self) -> None:
+        """Draw."""
+        _at_least_one(max_new_tokens=self.max_new_tokens)
+        heads = None if self.heads is None else [Head.parse(label) for label in self.heads.split(",")]
+        picture, model = read_image(Path(self.image)), self.load()
+        inputs = model.inputs([picture], self.prompt)
+        caption = model.encode(self.caption) if self.caption else model.generate(inputs, self.max_new_tokens).tokens[0]
+        seen = overlay(model, inputs, caption, self.token, heads, without_sinks=self.without_sinks)
+        named = "all heads" if heads is None else ", ".join(str(h) for h in seen.heads)
+        title = f"{self.token!r}, {named}: {100 * seen.image_mass:.0f} % of the attention is on the picture"
+        plots.save(plots.overlay(picture, seen.heat[0], title), Path(self.out), heat=seen.heat[0])
+        print(f"{title}\nwritten: {self.out}")
+
+
+@dataclass(frozen=True)
+class Sinks(SinksConfig, Loading):
+    """How often the first token of a text is an attention sink, by kind of input, and what it looks like inside."""
+
+    model: str = "testbed"
+    """A bundled model (testbed, testbed-sink), a folder, or a hub id; vision-language models run without a picture."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Measure and print the table."""
+        config = SinksConfig(**{field.name: getattr(self, field.name) for field in fields(SinksConfig)})
+        report = measure_sinks(self.load(), config)
+        print(report)
+        if self.out is not None:
+            report.write(Path(self.out))
+            print(f"written: {self.out}")
+
+
 def _app() -> Any:
     testbed: Any = tyro.extras.SubcommandApp()
     for name, command in (("train", Train), ("evaluate", Evaluate), ("export", Export), ("show", Show)):
@@ -231,6 +300,9 @@ def _app() -> Any:
     app: Any = tyro.extras.SubcommandApp()
     app.command(Study, name="study")
     app.command(Heads, name="heads")
+    app.command(Attention, name="attention")
+    app.command(Sinks, name="sinks")
+    app.command(Overlay, name="overlay")
     app.command(Doctor, name="doctor")
     app.command(testbed, name="testbed", help="Train, examine, export or show the bundled testbed.")
     return app

@@ -67,7 +67,7 @@ class HeadsReport:
         ranked = [(i, str(head), *head, value) for i, (head, value) in enumerate(self.ranking(), 1)]
         _table(out / "heads.csv", ("rank", "label", "layer", "head", "vhd"), ranked)
         arrays = {"vhd": self.vhd}
-        plots.save(plots.vhd_heatmap(self.vhd, title="VHD at the first step"), out / "vhd.png")
+        plots.save(plots.head_heatmap(self.vhd, "VHD", "VHD at the first step"), out / "vhd.png")
         if self.token_vhd is not None:
             arrays |= {"token_vhd": self.token_vhd, "t_vhd": np.array(self.t_vhd)}
             rows = [(i, *r) for i, r in enumerate(zip(self.tokens, self.t_vhd, self.probability, strict=True))]
@@ -97,7 +97,7 @@ def look(
     if caption is None:
         return HeadsReport(config, first)
     if caption:
-        ids = model.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        ids = model.encode(caption)
     else:
         written = model.generate(inputs, max_new_tokens=max_new_tokens)
         ids, caption = written.tokens[0], written.texts[0]

@@ -10,6 +10,8 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+from PIL.Image import Image
 
 from interp.evaluate.statistics import Interval
 from interp.metrics.ranking import auroc
@@ -21,26 +23,75 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def save(ax: Axes | Sequence[Axes], path: Path) -> None:
-    """Write the figure of some axes as PNG, and close it."""
+def save(ax: Axes | Sequence[Axes], path: Path, **data: ArrayLike) -> None:
+    """Write the figure of some axes as PNG, with the arrays it shows beside it as `.npz`, and close it."""
     figure = (ax if isinstance(ax, Axes) else ax[0]).get_figure(root=True)
     assert figure is not None
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    if data:
+        np.savez(path.with_suffix(".npz"), allow_pickle=False, **data)
 
 
-def vhd_heatmap(
-    vhd: Float[np.ndarray, "layer head"], ax: Axes | None = None, title: str = "VHD at the first step, mean over images"
+def head_heatmap(
+    values: Float[np.ndarray, "layer head"], label: str, title: str, ax: Axes | None = None, signed: bool = False
 ) -> Axes:
-    """Heat map of VHD, a row a layer and a column a head."""
-    n_layers, n_heads = vhd.shape
+    """Heat map of one number a head, a row a layer and a column a head; signed values are centred on 0."""
+    n_layers, n_heads = values.shape
     ax = _axes(ax, (1.6 + 0.5 * min(n_heads, 20), 1.2 + 0.4 * min(n_layers, 20)))
+    scale: Any = {"cmap": "coolwarm", "center": 0} if signed else {"cmap": "rocket", "vmin": 0}
     small = n_layers * n_heads <= 144
-    sns.heatmap(
-        vhd, ax=ax, cmap="rocket", annot=small, fmt=".1f", annot_kws={"size": 7}, cbar_kws={"label": "VHD"}, vmin=0
-    )
+    sns.heatmap(values, ax=ax, annot=small, fmt=".1f", annot_kws={"size": 7}, cbar_kws={"label": label}, **scale)
     ax.set(xlabel="head", ylabel="layer", title=title)
     ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def sparsity_curves(
+    fractions: Sequence[float],
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    layers: Mapping[str, np.ndarray] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Share of the attention mass in the top share of the keys: means with standard errors, and layers in grey."""
+    ax = _axes(ax, (6.4, 4.2))
+    x = [100 * f for f in fractions]
+    middle = len(x) // 2
+    ends = [f(layers, key=lambda name: layers[name][middle]) for f in (min, max)] if layers else []
+    for name, values in (layers or {}).items():
+        ax.plot(x, 100 * values, color="0.75", linewidth=0.8, zorder=1)
+        if name in ends:
+            ax.annotate(name, (x[middle], 100 * values[middle]), fontsize=7, color="0.4")
+    for colour, (name, (mean, error)) in zip(sns.color_palette("colorblind"), curves.items(), strict=False):
+        style = "--" if "without" in name else "-"
+        ax.errorbar(x, 100 * mean, yerr=100 * error, label=name, color=colour, linestyle=style, marker="o", markersize=3)
+    ax.set(xscale="log", ylim=(0, 102), xlabel="top share of the keys (%)", ylabel="share of the attention (%)")
+    ax.set_title("Sparsity of attention" + (" (grey: generated queries, by layer)" if layers else ""))
+    ax.legend(frameon=False, fontsize=8)
+    sns.despine(ax=ax)
+    return ax
+
+
+def overlay(picture: Image, heat: Float[np.ndarray, "row column"], title: str, ax: Axes | None = None) -> Axes:
+    """A picture with attention per area laid over it; the colour bar is relative to evenly spread attention."""
+    ax = _axes(ax, (4.6, 1 + 3.6 * heat.shape[0] / heat.shape[1]))
+    even = heat / max(heat.mean(), 1e-12)
+    ax.imshow(picture.convert("L").convert("RGB"))
+    drawn = ax.imshow(even, cmap="inferno", alpha=0.6, vmin=0, interpolation="nearest")
+    plt.colorbar(drawn, ax=ax, label="attention, 1 = evenly spread", shrink=0.8)
+    ax.set_title(title, fontsize=9)
+    ax.set_axis_off()
+    return ax
+
+
+def bars(labels: Sequence[str], values: Sequence[float], label: str, title: str, ax: Axes | None = None) -> Axes:
+    """One horizontal bar for each label, the first on top."""
+    ax = _axes(ax, (6, 0.9 + 0.28 * len(labels)))
+    ax.barh(range(len(labels)), values, color=CORRECT)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel=label, title=title)
+    sns.despine(ax=ax)
     return ax
 
 

@@ -229,7 +229,8 @@ def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top
     maps = np.array([r["vhd"] for r in order["greedy"] if "vhd" in r])
     if len(maps):
         np.save(out / "vhd.npy", maps)
-        plots.save(plots.vhd_heatmap(maps.mean(0)), out / "vhd.png")
+        title = "VHD at the first step, mean over images"
+        plots.save(plots.head_heatmap(maps.mean(0), "VHD", title), out / "vhd.png")
     plots.save(plots.t_vhd_histograms(traced, spans, top_k), out / "t_vhd.png")
     plots.save(plots.chair_against_recall(summary.methods), out / "chair_recall.png")
     return summary

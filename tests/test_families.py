@@ -1,5 +1,7 @@
 """Every family, on small models of the official classes with random weights."""
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from interp.interventions import VHR
 from interp.metrics.vhd import head_divergence
 from interp.models import FAMILIES, LVLM, TWINS, Inputs, diagnose, load, read, twin
 from interp.models.attention import attention_backend
+from interp.models.layout import layout
 from interp.trace import token_vhd, vhd
 
 PROMPTS = ["Please describe this image in detail.", "Is there a fork in the image?"]
@@ -182,6 +185,55 @@ def test_several_pictures_in_one_prompt(lvlm):
         torch.testing.assert_close(together[row], vhd(lvlm, alone(lvlm, inputs, row))[0], rtol=1e-3, atol=1e-4)
     swapped = lvlm.inputs([rows[0][::-1], rows[1]], PROMPTS)
     assert not torch.allclose(vhd(lvlm, swapped)[0], together[0], rtol=1e-3), "both pictures count"
+
+
+SPOTS = [(0.28, 0.25), (0.75, 0.3), (0.3, 0.72), (0.7, 0.75), (0.5, 0.5)]
+
+
+@pytest.fixture
+def local(lvlm) -> Iterator[LVLM]:
+    """The model with a vision tower whose tokens do not mix, so that each token knows its own place only."""
+    mixes = re.compile(r"(vision|visual).*attn.*\.(out_proj|proj|o_proj|projection_layer)|(vision).*attention.*(proj)")
+    saved = {name: p.detach().clone() for name, p in lvlm.hf.named_parameters() if mixes.search(name)}
+    assert saved or lvlm.family.needs_pixels
+    for name in saved:
+        lvlm.hf.get_parameter(name).data.zero_()
+    yield lvlm
+    for name, weights in saved.items():
+        lvlm.hf.get_parameter(name).data.copy_(weights)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (40, 60), (64, 64)])
+def test_image_tokens_lie_where_the_layout_says(local, size):
+    """A spot painted on a picture changes the features of the tokens there most, piece by piece."""
+    plain = picture(0, *size)
+    if local.family.layout is None:
+        with pytest.raises(ValueError, match="have no places on the picture"):
+            layout(local, local.inputs([plain], PROMPTS[0]))
+        return
+
+    def features(second: Image.Image) -> Tensor:
+        inputs = local.inputs([[picture(3), second]], PROMPTS[0])
+        return read(local, inputs, "blocks.0.hook_resid_pre")["blocks.0.hook_resid_pre"][0]
+
+    inputs = local.inputs([[picture(3), plain]], PROMPTS[0])
+    pieces = layout(local, inputs)
+    assert len(pieces) == 2
+    places = np.concatenate([piece.tokens.ravel() for pictures in pieces for piece in pictures])
+    assert len(set(places)) == len(places)
+    assert inputs.image_mask[0][torch.from_numpy(places)].all()
+    before = features(plain)
+    for x, y in SPOTS:
+        spot, at = plain.copy(), (round(x * size[0]), round(y * size[1]))
+        spot.paste((255, 0, 0), (at[0] - 3, at[1] - 3, at[0] + 3, at[1] + 3))
+        moved = (features(spot) - before).norm(dim=-1)
+        for piece in pieces[1]:
+            left, top, right, bottom = piece.box
+            if left < x < right and top < y < bottom:
+                rows, columns = piece.tokens.shape
+                row, column = np.unravel_index(int(moved[torch.from_numpy(piece.tokens)].argmax()), piece.tokens.shape)
+                assert abs(column + 0.5 - (x - left) / (right - left) * columns) <= 1
+                assert abs(row + 0.5 - (y - top) / (bottom - top) * rows) <= 1
 
 
 def test_a_saved_model_loads_from_its_folder(lvlm, batch, tmp_path):

@@ -257,11 +257,13 @@ def internvl() -> Built:
     return hf.InternVLForConditionalGeneration(config), processor
 
 
+TILES = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
 IDEFICS: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
 
 
 def idefics3() -> Built:
-    words = tokenizer(image_token="<image>")
+    words = tokenizer(image_token="<image>", global_image_token="<global-img>")
+    words.add_tokens(TILES, special_tokens=True)
     images = Idefics3ImageProcessorPil(**IDEFICS)
     processor = hf.Idefics3Processor(images, words, image_seq_len=4, chat_template=template("<image>"))
     config = hf.Idefics3Config(
@@ -280,7 +282,7 @@ def smolvlm() -> Built:
         global_image_token="<global-img>",
         end_of_utterance_token="<end_of_utterance>",
     )
-    words.add_tokens([f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)], special_tokens=True)
+    words.add_tokens(TILES, special_tokens=True)
     images = SmolVLMImageProcessorPil(**IDEFICS)
     videos = SimpleNamespace(num_frames=1, fps=1)  # asked for by the chat template, also where there is no video
     processor = hf.SmolVLMProcessor(images, words, videos, image_seq_len=4, chat_template=template("<image>"))

@@ -35,6 +35,8 @@ class AttentionCall:
     scaling: float
     softcap: float | None = None
     window: int | None = None
+    first: int | None = None
+    """Place of the first query among the keys; None: the queries are the last ones."""
 
     @property
     def visible(self) -> Bool[Tensor, "#batch #head query key"]:
@@ -44,7 +46,8 @@ class AttentionCall:
             mask = self.mask[..., :n_keys]
             return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         keys = torch.arange(n_keys, device=self.query.device)
-        distance = keys[n_keys - n_queries :, None] - keys
+        first = n_keys - n_queries if self.first is None else self.first
+        distance = keys[first : first + n_queries, None] - keys
         seen = (distance >= 0) & (distance < (self.window or n_keys))
         return seen[None, None] if self.mask is None else seen & self.mask[:, None, None, -n_keys:].bool()
 
@@ -52,16 +55,19 @@ class AttentionCall:
         """The same call for some of the queries only."""
         index = positions[:, None, :, None]
         visible = self.visible.expand(len(positions), -1, -1, -1)
-        return replace(
-            self,
-            query=self.query.take_along_dim(index, 2),
-            mask=visible.take_along_dim(index, 2),
-        )
+        return replace(self, query=self.query.take_along_dim(index, 2), mask=visible.take_along_dim(index, 2))
+
+    def block(self, start: int, stop: int) -> "AttentionCall":
+        """The same call for a stretch of its queries; nothing is copied."""
+        whole = self.mask is not None and self.mask.ndim == 4
+        first = self.key.shape[2] - self.query.shape[2] if self.first is None else self.first
+        mask = self.mask[:, :, start:stop] if whole and self.mask is not None else self.mask
+        return replace(self, query=self.query[:, :, start:stop], mask=mask, first=first + start)
 
     def scores(self) -> Float[Tensor, "batch head query key"]:
         """Scaled scores `q k^T`, minus infinity where a key cannot be seen."""
-        groups = self.query.shape[1] // self.key.shape[1]
-        scores = self.query @ self.key.repeat_interleave(groups, 1).mT * self.scaling
+        together = self.query.unflatten(1, (self.key.shape[1], -1)).flatten(2, 3)  # the queries of a key-value head
+        scores = ((together @ self.key.mT) * self.scaling).view(*self.query.shape[:3], -1)
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         return scores.masked_fill(~self.visible, -torch.inf)

@@ -40,6 +40,8 @@ class Family:
     """The method that gives position ids in several axes (M-RoPE); None: positions are counted."""
     suffix_type: int = 0
     """Token type of what follows the prompt, where the processor types tokens."""
+    layout: str | None = None
+    """How image tokens lie on the picture (a name in `interp.models.layout.LAYOUTS`); None: they do not."""
     needs_pixels: bool = False
     """Whether the model insists on pictures even where no token stands for them."""
 
@@ -54,18 +56,23 @@ _LLM = "model.language_model.layers"
 _SANDWICH: dict[str, Any] = {"attention_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
 _QWEN_VL: dict[str, Any] = {
     "rope_index": "model.get_rope_index",
+    "layout": "grid",
     "frame_tokens": ("<|vision_start|>", "<|vision_end|>"),
 }
-_IDEFICS = (
-    *("<fake_token_around_image>", "<global-img>", "<image_newline>"),
-    *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
-)
+_IDEFICS: dict[str, Any] = {
+    "layers": "model.text_model.layers",
+    "layout": "named tiles",
+    "frame_tokens": (
+        *("<fake_token_around_image>", "<global-img>", "<image_newline>"),
+        *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
+    ),
+}
 _OPT: dict[str, Any] = {"out_proj": "self_attn.out_proj", "mlp_out": "fc2"}
 
 VISION: tuple[Family, ...] = (
-    Family("llava", ("LlavaForConditionalGeneration",), _LLM, prompt=_VICUNA),
-    Family("llava-next", ("LlavaNextForConditionalGeneration",), _LLM, prompt=_VICUNA),
-    Family("llava-onevision", ("LlavaOnevisionForConditionalGeneration",), _LLM),
+    Family("llava", ("LlavaForConditionalGeneration",), _LLM, prompt=_VICUNA, layout="square"),
+    Family("llava-next", ("LlavaNextForConditionalGeneration",), _LLM, prompt=_VICUNA, layout="anyres"),
+    Family("llava-onevision", ("LlavaOnevisionForConditionalGeneration",), _LLM, layout="anyres"),
     Family(
         "instructblip",
         ("InstructBlipForConditionalGeneration",),
@@ -84,19 +91,20 @@ VISION: tuple[Family, ...] = (
     Family("qwen2-vl", ("Qwen2VLForConditionalGeneration",), _LLM, **_QWEN_VL),
     Family("qwen2.5-vl", ("Qwen2_5_VLForConditionalGeneration",), _LLM, **_QWEN_VL),
     Family("qwen3-vl", ("Qwen3VLForConditionalGeneration",), _LLM, **_QWEN_VL),
-    Family("internvl", ("InternVLForConditionalGeneration",), _LLM, frame_tokens=("<img>", "</img>")),
-    Family("idefics3", ("Idefics3ForConditionalGeneration",), "model.text_model.layers", frame_tokens=_IDEFICS),
-    Family("smolvlm", ("SmolVLMForConditionalGeneration",), "model.text_model.layers", frame_tokens=_IDEFICS),
-    Family("paligemma", ("PaliGemmaForConditionalGeneration",), _LLM, prompt="{images}{text}", suffix_type=1),
+    Family("internvl", ("InternVLForConditionalGeneration",), _LLM, frame_tokens=("<img>", "</img>"), layout="canvas"),
+    Family("idefics3", ("Idefics3ForConditionalGeneration",), **_IDEFICS),
+    Family("smolvlm", ("SmolVLMForConditionalGeneration",), **_IDEFICS),
+    Family("paligemma", ("PaliGemmaForConditionalGeneration",), _LLM, prompt="{images}{text}", suffix_type=1, layout="square"),
     Family(
         "gemma3",
         ("Gemma3ForConditionalGeneration",),
         _LLM,
         placeholder="boi_token",
+        layout="square",
         frame_tokens=("<start_of_image>", "<end_of_image>"),
         **_SANDWICH,
     ),
-    Family("mistral3", ("Mistral3ForConditionalGeneration",), _LLM, frame_tokens=("[IMG_BREAK]", "[IMG_END]")),
+    Family("mistral3", ("Mistral3ForConditionalGeneration",), _LLM, frame_tokens=("[IMG_BREAK]", "[IMG_END]"), layout="lines"),
 )
 
 TEXT: tuple[Family, ...] = (

@@ -212,6 +212,19 @@ class LVLM:
         texts = [self.prompt(p, len(row)) if chat else p for p, row in zip(prompts, rows, strict=True)]
         return self.processed(rows, texts)
 
+    def encode(self, caption: str) -> Int[Tensor, " token"]:
+        """The token ids of a caption, as the continuation of a prompt."""
+        return self.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+
+    def tokens(self, ids: Int[Tensor, "batch token"]) -> Inputs:
+        """A batch of token ids as they are, without padding and without pictures."""
+        if self.family.needs_pixels:
+            raise ValueError(f"a {self.family.name} model takes no prompt without a picture")
+        ids = ids.to(self.device)
+        mask, nothing = torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        positions = self._positions(ids, mask, {}, {})
+        return Inputs(ids, mask, positions, nothing, nothing, self.tokenizer.pad_token_id)
+
     def processed(self, rows: Sequence[tuple[Image.Image, ...]], texts: Sequence[str]) -> Inputs:
         """What the processor makes of rendered prompts and their pictures."""
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
