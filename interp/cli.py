@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from interp import plots
 from interp.attention import SinksConfig, SurveyConfig, measure_sinks, overlay, run_survey
+from interp.bench import BenchAttention
 from interp.data import read_image
 from interp.heads import HeadsConfig, look
 from interp.models import LVLM, Head, diagnose, load
@@ -268,7 +269,7 @@ class Overlay(Loading):
         caption = model.encode(self.caption) if self.caption else model.generate(inputs, self.max_new_tokens).tokens[0]
         seen = overlay(model, inputs, caption, self.token, heads, without_sinks=self.without_sinks)
         named = "all heads" if heads is None else ", ".join(str(h) for h in seen.heads)
-        title = f"{self.token!r}, {named}: {100 * seen.image_mass:.0f} % of the attention is on the picture"
+        title = f"{self.token!r}, {named}\n{100 * seen.image_mass:.0f} % of the attention is on the picture"
         plots.save(plots.overlay(picture, seen.heat[0], title), Path(self.out), heat=seen.heat[0])
         print(f"{title}\nwritten: {self.out}")
 
@@ -304,6 +305,9 @@ def _app() -> Any:
     app.command(Sinks, name="sinks")
     app.command(Overlay, name="overlay")
     app.command(Doctor, name="doctor")
+    bench: Any = tyro.extras.SubcommandApp()
+    bench.command(BenchAttention, name="attention")
+    app.command(bench, name="bench", help="Benchmarks, each measurement in a process of its own.")
     app.command(testbed, name="testbed", help="Train, examine, export or show the bundled testbed.")
     return app
 

@@ -107,7 +107,7 @@ def test_editing_head_outputs_equals_a_native_hook(model, inputs):
     scale = torch.rand(4, model.n_layers, model.n_heads, generator=torch.Generator().manual_seed(0)) * 2
     edited = visit(model, inputs, {"z": lambda layer, z: z * scale[:, layer, None, :, None]})
     with scaled_heads(model, scale), torch.no_grad():
-        assert torch.equal(edited, model.hf(**inputs.kwargs(), use_cache=False).logits[:, -1:])
+        assert torch.equal(edited, model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=1).logits)
 
 
 @pytest.mark.parametrize("site", ["attn_out", "mlp_out", "resid_pre", "resid_post"])
@@ -124,7 +124,7 @@ def test_editing_a_stream_equals_a_forward_hook(model, inputs, site):
         else module.register_forward_hook(after)
     )
     with torch.no_grad():
-        expected = model.hf(**inputs.kwargs(), use_cache=False).logits[:, -1:]
+        expected = model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=1).logits
     handle.remove()
     edited = visit(model, inputs, {f"blocks.3.hook_{site}": lambda _, x: x * 0.5})
     assert torch.equal(edited, expected)

@@ -59,6 +59,9 @@ def shake(model: Any) -> Any:
     for p in model.parameters():
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=1.5 * (p.numel() / p.shape[0]) ** -0.5)
+    for module in model.modules():
+        if hasattr(module, "embed_scale"):  # a Gemma; else its tied head repeats the last token, whatever heads do
+            module.weight.data *= 0.1
     return model
 
 

@@ -106,8 +106,7 @@ def sparsity(
 
     k = top(n)
     edge = ascending.gather(-1, largest - k)
-    of_kind = torch.stack([kinds == kind for kind in range(len(KINDS))], -1).to(pattern)[:, None]
-    kept = torch.stack([(pattern >= edge[..., i : i + 1]).to(pattern) @ of_kind for i in range(len(FRACTIONS))], -2)
+    kept = torch.stack([_at_least(pattern, edge, kinds == kind) for kind in range(len(KINDS))], -1).float()
     v = pattern.gather(-1, first[:, None, None, None].expand(*pattern.shape[:3], 1))
     at = largest - torch.searchsorted(ascending, v.contiguous(), right=True)  # the first token's rank
     left = (1 - v).where((n > 1) & (1 - v > 1e-6), torch.nan)
@@ -122,6 +121,15 @@ def sparsity(
         share_rest.clamp(max=1).where(~left.isnan(), torch.nan),
         kept / kept.sum(-1, keepdim=True).clamp(min=1),
     )
+
+
+def _at_least(pattern: Tensor, edge: Tensor, among: Tensor) -> Tensor:
+    """How many of some keys `[batch, key]` reach each edge `[batch, head, query, edge]`."""
+    counts = []
+    for rows, edges, keys in zip(pattern, edge, among, strict=True):
+        ascending = _sorted(rows[..., keys.nonzero()[:, 0]])
+        counts.append(ascending.shape[-1] - torch.searchsorted(ascending, edges.contiguous()))
+    return torch.stack(counts)
 
 
 def _sorted(x: Tensor) -> Tensor:
