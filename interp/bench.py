@@ -63,7 +63,9 @@ class BenchAttention:
 
     def _measured(self, name: str, length: int, layers: int) -> dict[str, Any]:
         args = [name, str(length), str(layers), self.device, str(self.repeats)]
-        done = subprocess.run([sys.executable, "-m", "interp.bench", *args], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "interp.bench", *args], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             return {"extra_mib": None, "seconds": None, "note": (done.stderr.strip().splitlines() or ["failed"])[-1]}
         return json.loads(done.stdout.splitlines()[-1])
@@ -105,7 +107,8 @@ def _case(name: str, length: int, layers: int, device: str, repeats: int) -> dic
     """Memory beyond that of a plain forward, in MiB, and the median time in seconds."""
     torch.manual_seed(0)
     processor = build_processor()
-    hf = build_model(build_config(processor, layers=layers, heads=N_HEADS, width=WIDTH)).to(torch.device(device))
+    hf: Any = build_model(build_config(processor, layers=layers, heads=N_HEADS, width=WIDTH))
+    hf.to(device)
     hf.config.get_text_config().max_position_embeddings = max(length, 512)
     model = LVLM(hf, processor, "bench")
     inputs = model.inputs([Image.new("RGB", (96, 96), (90, 120, 60))], "Describe.")

@@ -10,7 +10,6 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
 from PIL.Image import Image
 
 from interp.evaluate.statistics import Interval
@@ -23,7 +22,7 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def save(ax: Axes | Sequence[Axes], path: Path, **data: ArrayLike) -> None:
+def save(ax: Axes | Sequence[Axes], path: Path, **data: Any) -> None:
     """Write the figure of some axes as PNG, with the arrays it shows beside it as `.npz`, and close it."""
     figure = (ax if isinstance(ax, Axes) else ax[0]).get_figure(root=True)
     assert figure is not None
@@ -56,17 +55,19 @@ def sparsity_curves(
     """Share of the attention mass in the top share of the keys: means with standard errors, and layers in grey."""
     ax = _axes(ax, (6.4, 4.2))
     x = [100 * f for f in fractions]
-    middle = len(x) // 2
-    ends = [f(layers, key=lambda name: layers[name][middle]) for f in (min, max)] if layers else []
-    for name, values in (layers or {}).items():
+    middle, grey = len(x) // 2, dict(layers or {})
+    ends = [f(grey, key=lambda name: grey[name][middle]) for f in (min, max)] if grey else []
+    for name, values in grey.items():
         ax.plot(x, 100 * values, color="0.75", linewidth=0.8, zorder=1)
         if name in ends:
             ax.annotate(name, (x[middle], 100 * values[middle]), fontsize=7, color="0.4")
     for colour, (name, (mean, error)) in zip(sns.color_palette("colorblind"), curves.items(), strict=False):
         style = "--" if "without" in name else "-"
-        ax.errorbar(x, 100 * mean, yerr=100 * error, label=name, color=colour, linestyle=style, marker="o", markersize=3)
+        ax.errorbar(
+            x, 100 * mean, yerr=100 * error, label=name, color=colour, linestyle=style, marker="o", markersize=3
+        )
     ax.set(xscale="log", ylim=(0, 102), xlabel="top share of the keys (%)", ylabel="share of the attention (%)")
-    ax.set_title("Sparsity of attention" + (" (grey: generated queries, by layer)" if layers else ""))
+    ax.set_title("Sparsity of attention" + (" (grey: generated queries, by layer)" if grey else ""))
     ax.legend(frameon=False, fontsize=8)
     sns.despine(ax=ax)
     return ax

@@ -23,8 +23,10 @@ NATURAL = Path(__file__).parent / "natural.txt"
 
 @dataclass(frozen=True)
 class Inside:
-    """Norms of hidden states, keys and values, the mean cosine of a token's key with the queries that see it, and the
-    largest absolute activation with its dimension; key-value heads are repeated for each of their query heads.
+    """What tokens look like inside.
+
+    `cosine` is the mean cosine of a token's key with the queries that see it, `massive` the largest absolute activation
+    of its hidden state, with its dimension.  Key-value heads are repeated for each of their query heads.
     """
 
     hidden_norm: Float[Tensor, "batch layer token"]
@@ -206,4 +208,3 @@ def measure_sinks(model: LVLM, config: SinksConfig) -> SinksReport:
             )
         )
     return SinksReport(config, tuple(rows), heads)
-

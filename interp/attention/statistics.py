@@ -140,9 +140,12 @@ def attention_statistics(
         layers.append(_Layer(inputs, kinds, block, with_sparsity).measure(call))
 
     visit(model, inputs, {"attention": watch})
-    nothing = torch.full((len(kinds), model.n_heads, len(GROUPS), 0), torch.nan)
+    nothing = torch.empty(len(kinds), model.n_heads, len(GROUPS), 0)
+    for layer in layers if not with_sparsity else ():
+        layer |= dict.fromkeys(("recall", "share", "recall_rest", "share_rest"), nothing)
+        layer["kept"] = nothing[..., None].expand(*nothing.shape, len(KINDS))
     measured = {
-        field.name: torch.stack([layer.get(field.name, nothing) for layer in layers], 1)
+        field.name: torch.stack([layer[field.name] for layer in layers], 1)
         for field in fields(AttentionStatistics)
         if field.name != "kinds"
     }

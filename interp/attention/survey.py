@@ -161,12 +161,12 @@ class SinkToken:
 
 
 def top_tokens(tokens: dict[str, list[float]], n_images: int, top: int = TOP_TOKENS) -> list[SinkToken]:
-    """The tokens that are sinks in the most heads, then those that receive most; rare ones (1 in 10 images) left out."""
-    rows = [
-        SinkToken(*json.loads(key), int(n), received / n, sink / n, weight / n)
-        for key, (n, received, sink, weight) in tokens.items()
-        if 10 * n >= n_images
-    ]
+    """The tokens that are sinks in the most heads, then those that receive most; at least one for ten images."""
+    rows = []
+    for key, (n, received, sink, weight) in tokens.items():
+        position, text, kind = json.loads(key)
+        if 10 * n >= n_images:
+            rows.append(SinkToken(position, text, kind, int(n), received / n, sink / n, weight / n))
     return sorted(rows, key=lambda t: (-round(t.sink, 4), -t.received))[:top]
 
 
@@ -269,7 +269,9 @@ def write_survey(survey: Survey) -> None:
         "curves": {label: {"mean": m.tolist(), "standard_error": e.tolist()} for label, (m, e) in curves.items()},
         "recalls": RECALLS,
         "smallest_share": {group: survey.curve("share", i)[0].tolist() for i, group in enumerate(GROUPS)},
-        "kept_by_kind": {group: np.nanmean(sums.mean("kept")[:, :, i], (0, 1)).tolist() for i, group in enumerate(GROUPS)},
+        "kept_by_kind": {
+            group: np.nanmean(sums.mean("kept")[:, :, i], (0, 1)).tolist() for i, group in enumerate(GROUPS)
+        },
         "keys_seen": dict(zip(GROUPS, sums.mean("n_keys").tolist(), strict=True)),
         "first_token_is_sink_percent": 100 * float(sums.mean("first_is_sink").mean()),
         "any_token_is_sink_percent": 100 * float(sums.mean("any_is_sink").mean()),

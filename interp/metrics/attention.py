@@ -109,11 +109,12 @@ def sparsity(
     kept = torch.stack([_at_least(pattern, edge, kinds == kind) for kind in range(len(KINDS))], -1).float()
     v = pattern.gather(-1, first[:, None, None, None].expand(*pattern.shape[:3], 1))
     at = largest - torch.searchsorted(ascending, v.contiguous(), right=True)  # the first token's rank
-    left = (1 - v).where((n > 1) & (1 - v > 1e-6), torch.nan)
-    k_rest = top((n - 1).clamp(min=1))
+    n_rest = n - (v > 0).long()  # a window may hide the first token
+    left = (1 - v).where((n_rest > 0) & (1 - v > 1e-6), torch.nan)
+    k_rest = top(n_rest.clamp(min=1))
     includes = at < k_rest
     before = below(recalls * left.nan_to_num(1))
-    share_rest = torch.where(before < at, before + 1, below(recalls * left.nan_to_num(1) + v)) / (n - 1)
+    share_rest = torch.where(before < at, before + 1, below(recalls * left.nan_to_num(1) + v)) / n_rest
     return Sparsity(
         mass.gather(-1, k - 1),
         ((below(recalls) + 1) / n).clamp(max=1),

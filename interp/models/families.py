@@ -94,7 +94,14 @@ VISION: tuple[Family, ...] = (
     Family("internvl", ("InternVLForConditionalGeneration",), _LLM, frame_tokens=("<img>", "</img>"), layout="canvas"),
     Family("idefics3", ("Idefics3ForConditionalGeneration",), **_IDEFICS),
     Family("smolvlm", ("SmolVLMForConditionalGeneration",), **_IDEFICS),
-    Family("paligemma", ("PaliGemmaForConditionalGeneration",), _LLM, prompt="{images}{text}", suffix_type=1, layout="square"),
+    Family(
+        "paligemma",
+        ("PaliGemmaForConditionalGeneration",),
+        _LLM,
+        prompt="{images}{text}",
+        suffix_type=1,
+        layout="square",
+    ),
     Family(
         "gemma3",
         ("Gemma3ForConditionalGeneration",),
@@ -104,7 +111,13 @@ VISION: tuple[Family, ...] = (
         frame_tokens=("<start_of_image>", "<end_of_image>"),
         **_SANDWICH,
     ),
-    Family("mistral3", ("Mistral3ForConditionalGeneration",), _LLM, frame_tokens=("[IMG_BREAK]", "[IMG_END]"), layout="lines"),
+    Family(
+        "mistral3",
+        ("Mistral3ForConditionalGeneration",),
+        _LLM,
+        frame_tokens=("[IMG_BREAK]", "[IMG_END]"),
+        layout="lines",
+    ),
 )
 
 TEXT: tuple[Family, ...] = (

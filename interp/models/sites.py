@@ -36,7 +36,7 @@ ALIASES = {
     "hook_resid_post": "resid_post",
 }
 
-Visit = Callable[[int, Tensor], Tensor | None]
+Visit = Callable[[int, Any], Tensor | None]
 """Called with a layer and the value at a site; a returned tensor of the same shape replaces it."""
 
 
