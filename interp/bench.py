@@ -32,7 +32,7 @@ class BenchAttention:
     device: str = "cpu"
     """cpu, cuda, ..."""
     repeats: int = 3
-    """Timed runs; the median counts."""
+    """Timed runs, of which the median counts; one from 2,048 positions on."""
     max_gib: float = 12.0
     """Maps that would take more memory than this are not tried."""
     out: str | None = None

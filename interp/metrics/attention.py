@@ -106,7 +106,7 @@ def sparsity(
 
     k = top(n)
     edge = ascending.gather(-1, largest - k)
-    kept = torch.stack([_at_least(pattern, edge, kinds == kind) for kind in range(len(KINDS))], -1).float()
+    kept = _at_least(pattern, ascending, edge, kinds)
     v = pattern.gather(-1, first[:, None, None, None].expand(*pattern.shape[:3], 1))
     at = largest - torch.searchsorted(ascending, v.contiguous(), right=True)  # the first token's rank
     n_rest = n - (v > 0).long()  # a window may hide the first token
@@ -124,13 +124,25 @@ def sparsity(
     )
 
 
-def _at_least(pattern: Tensor, edge: Tensor, among: Tensor) -> Tensor:
-    """How many of some keys `[batch, key]` reach each edge `[batch, head, query, edge]`."""
+def _at_least(
+    pattern: Float[Tensor, "batch head query key"],
+    ascending: Float[Tensor, "batch head query key"],
+    edge: Float[Tensor, "batch head query fraction"],
+    kinds: Int[Tensor, "batch key"],
+) -> Float[Tensor, "batch head query fraction kind"]:
+    """How many keys of each kind reach each edge; the most frequent kind is what the others leave."""
+    edge = edge.clamp(min=1e-30).contiguous()  # hidden keys reach none
     counts = []
-    for rows, edges, keys in zip(pattern, edge, among, strict=True):
-        ascending = _sorted(rows[..., keys.nonzero()[:, 0]])
-        counts.append(ascending.shape[-1] - torch.searchsorted(ascending, edges.contiguous()))
-    return torch.stack(counts)
+    for rows, whole, edges, of in zip(pattern, ascending, edge, kinds, strict=True):
+        numbers = torch.stack([(of == kind).sum() for kind in range(len(KINDS))])
+        found = []
+        for kind in range(len(KINDS)):
+            some = _sorted(rows[..., (of == kind).nonzero()[:, 0]]) if kind != numbers.argmax() else whole
+            found.append(some.shape[-1] - torch.searchsorted(some, edges))
+        most = int(numbers.argmax())
+        found[most] = 2 * found[most] - sum(found)
+        counts.append(torch.stack(found, -1))
+    return torch.stack(counts).float()
 
 
 def _sorted(x: Tensor) -> Tensor:
