@@ -16,6 +16,7 @@ from interp.attention import SinksConfig, SurveyConfig, measure_sinks, overlay, 
 from interp.bench import BenchAttention
 from interp.data import read_image
 from interp.heads import HeadsConfig, look
+from interp.interventions import describe_methods
 from interp.models import LVLM, Head, diagnose, load
 from interp.study import StudyConfig, run_study
 from interp.testbed.card import write_card
@@ -216,6 +217,15 @@ class Heads(Loading):
 
 
 @dataclass(frozen=True)
+class Methods:
+    """List every method with its parameters, citation, cost, and the setting that changes nothing."""
+
+    def __call__(self) -> None:
+        """Print the list."""
+        print(describe_methods())
+
+
+@dataclass(frozen=True)
 class Study(StudyConfig):
     """Caption images with several methods, look at the heads with and without the image, and compare."""
 
@@ -300,6 +310,7 @@ def _app() -> Any:
         testbed.command(command, name=name)
     app: Any = tyro.extras.SubcommandApp()
     app.command(Study, name="study")
+    app.command(Methods, name="methods")
     app.command(Heads, name="heads")
     app.command(Attention, name="attention")
     app.command(Sinks, name="sinks")

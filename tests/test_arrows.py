@@ -21,8 +21,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": BASE,
     "report": {"plots", *BASE},
     "heads": {"trace", "models", "plots", "metrics"},
+    "attention": {"data", "models", "plots", "records", *BASE},
+    "bench": {"attention", "models", "records", "testbed"},
     "study": {"interventions", "trace", "models", "data", "records", "report", *BASE},
-    "cli": {"study", "heads", "data", "models", "testbed"},
+    "cli": {"attention", "bench", "interventions", "plots", "study", "heads", "data", "models", "testbed"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

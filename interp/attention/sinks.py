@@ -82,7 +82,7 @@ def sequences(model: LVLM, kind: str, n: int, length: int, seed: int = 0, text: 
         drawn[:, : len(begin)] = begin
         return model.tokens(torch.from_numpy(drawn))
     words = NATURAL.read_text(encoding="utf-8") if text is None else text
-    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < length:
         raise ValueError(f"the text has {len(ids)} tokens; a sequence needs {length}")
     starts = random.integers(0, len(ids) - length + 1, n)

@@ -13,6 +13,7 @@ for LLaVA-1.5-7b, the layers scaled to the depth of the model.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,7 +63,7 @@ def vision_aware_heads(
 
 @dataclass(frozen=True)
 class VHR:
-    """Vision-aware head reinforcement: `with VHR(alpha=2.0)(model): model.generate(...)`.
+    """Heads that the picture moves are amplified: `with VHR(alpha=2.0)(model): model.generate(...)`.
 
     `choice="bottom"` and `choice="random"` are its controls: in each layer as many heads as VHR would take,
     the ones of lowest VHD, or a set drawn from `seed` and kept for all images.  `alpha=1` changes nothing.
@@ -74,6 +75,10 @@ class VHR:
     deviation: str = "sample"
     reinforce_twin: bool = True
     seed: int = 0
+
+    citation: ClassVar[str] = "He et al., ACL 2025, arXiv 2412.13949"
+    cost: ClassVar[str] = "one prefill with and without the picture"
+    off: ClassVar[str] = "alpha=1"
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:

@@ -28,6 +28,8 @@ class Family:
     """The module whose output is what attention adds to the residual stream."""
     mlp_out: str = "mlp"
     """The module whose output is what the MLP adds to it."""
+    norm: str = "norm"
+    """The decoder's last norm, beside its layers."""
     image_token: str | None = "image_token_id"
     """The attribute of the configuration with the id of the token that stands for image features; None: text only."""
     placeholder: str = "image_token"
@@ -44,6 +46,11 @@ class Family:
     """How image tokens lie on the picture (a name in `interp.models.layout.LAYOUTS`); None: they do not."""
     needs_pixels: bool = False
     """Whether the model insists on pictures even where no token stands for them."""
+
+    @property
+    def final_norm(self) -> str:
+        """The path of the decoder's last norm."""
+        return f"{self.layers.rpartition('.')[0]}.{self.norm}"
 
     @property
     def has_vision(self) -> bool:
@@ -67,7 +74,7 @@ _IDEFICS: dict[str, Any] = {
         *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
     ),
 }
-_OPT: dict[str, Any] = {"out_proj": "self_attn.out_proj", "mlp_out": "fc2"}
+_OPT: dict[str, Any] = {"out_proj": "self_attn.out_proj", "mlp_out": "fc2", "norm": "final_layer_norm"}
 
 VISION: tuple[Family, ...] = (
     Family("llava", ("LlavaForConditionalGeneration",), _LLM, prompt=_VICUNA, layout="square"),
@@ -136,6 +143,7 @@ TEXT: tuple[Family, ...] = (
         attention="attn",
         out_proj="attn.c_proj",
         attention_out="attn",
+        norm="ln_f",
         image_token=None,
     ),
     Family(
@@ -145,6 +153,7 @@ TEXT: tuple[Family, ...] = (
         attention="attention",
         out_proj="attention.dense",
         attention_out="attention",
+        norm="final_layer_norm",
         image_token=None,
     ),
     Family("opt", ("OPTForCausalLM",), "model.decoder.layers", image_token=None, **_OPT),

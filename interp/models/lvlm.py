@@ -10,7 +10,7 @@ from typing import Any
 
 import nnsight
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.inputs import Inputs, counted
 
 Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
-"""Something that changes the model while one batch is generated; see `LVLM.steered`."""
+"""Something that changes the model while one batch is generated; what it yields as a dict is given to `generate`."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,14 @@ class LVLM:
     def save(self, value: Any) -> Any:
         """Inside a trace: mark a value that outlives it."""
         return nnsight.save(value)
+
+    def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch token d_model"]:
+        """What goes into the first layer: text embeddings with the pictures merged in; no layer runs."""
+        found: list[Tensor] = []
+        with torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
+            found.append(self.layer(0, self.traced).input)
+            tracer.stop()
+        return found[0]
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock tells the truth."""
@@ -290,16 +298,12 @@ class LVLM:
             raise ValueError(
                 "a remote model can be looked into but does not generate here; load it without remote=True"
             )
-        settings = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "pad_token_id": inputs.pad_token_id,
-            **options,
-        }
+        settings = dict(options)
         with ExitStack() as stack:
             for steering in self._steering:
-                stack.enter_context(steering(self, inputs))
-            ids = self.hf.generate(**inputs.kwargs(), **settings)
+                _add(settings, stack.enter_context(steering(self, inputs)))
+            defaults = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": inputs.pad_token_id}
+            ids = self.hf.generate(**inputs.kwargs(), **(defaults | settings))
         eos = options.get("eos_token_id", self.hf.generation_config.eos_token_id)
         ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
         tokens = []
@@ -307,6 +311,17 @@ class LVLM:
             stop = torch.isin(row, ends).nonzero()
             tokens.append(row[: int(stop[0])] if len(stop) else row)
         return Generation(tokens, [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens])
+
+
+def _add(settings: dict[str, Any], more: Any) -> None:
+    """What an open method wants `generate` to be given; logits processors add up, anything else is given once."""
+    for name, value in more.items() if isinstance(more, dict) else ():
+        if name == "logits_processor":
+            settings[name] = [*settings.get(name, []), *value]
+        elif name in settings:
+            raise ValueError(f"two open methods both set {name} of generate; they cannot be combined")
+        else:
+            settings[name] = value
 
 
 def _padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

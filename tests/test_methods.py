@@ -1,0 +1,177 @@
+"""Every method of the registry: off equals greedy, batches equal single samples, and each does what it says."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_families import PROMPTS, picture
+from zoo import build
+
+from interp import cli
+from interp.interventions import H2O, METHODS, PAI, FastV, SnapKV, StreamingLLM, TopK, parse_method
+from interp.interventions.guidance import farthest
+from interp.interventions.memory import Marks, Memory
+from interp.models import AttentionCall, load
+from interp.models.attention import watched
+
+STEPS: Any = {"max_new_tokens": 16, "min_new_tokens": 16}
+OFF = [":".join([name, METHODS[name]().off]).rstrip(":") for name in METHODS]
+
+
+@pytest.mark.parametrize("name", ["testbed", "qwen2.5-vl", "gemma3", "blip-2", "internvl"])
+@pytest.mark.parametrize("off", OFF)
+def test_every_method_has_an_off_setting_equal_to_greedy(name, off, model):
+    lvlm = model if name == "testbed" else load(*build(name))
+    inputs = lvlm.inputs([picture(0), picture(1, 40, 60)], PROMPTS)
+    expected = lvlm.generate(inputs, **STEPS).tokens
+    with parse_method(off)(lvlm):
+        found = lvlm.generate(inputs, **STEPS).tokens
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["beams:num_beams=3", "pai", "dola", "top-k:keep=0.2", "fastv:keep=0.2", "streaming-llm", "h2o:keep=0.3", "snapkv"],
+)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_rows_of_a_batch_equal_each_alone(text, options, model, inputs):
+    if text.startswith("beams") and options:
+        return
+    method = parse_method(text)
+    with method(model):
+        together = model.generate(inputs, max_new_tokens=16, **options).texts
+        for row in range(4):
+            one = model.inputs([inputs.pictures[row]], inputs.texts[row], chat=False)
+            assert model.generate(one, max_new_tokens=16, **options).texts == [together[row]]
+
+
+@pytest.mark.parametrize(
+    "text", ["vcd", "m3id:gamma=0.2", "pai:alpha=2", "dola", "top-k:keep=0.03", "fastv:keep=0.05", "h2o:keep=0.05"]
+)
+def test_a_strong_setting_changes_what_is_written(text, model, pictures):
+    inputs = model.inputs(pictures, "Please describe this image in detail.")
+    greedy = model.generate(inputs, max_new_tokens=40).texts
+    with parse_method(text)(model):
+        assert model.generate(inputs, max_new_tokens=40).texts != greedy
+    assert model.generate(inputs, max_new_tokens=40).texts == greedy, "nothing is left behind"
+
+
+def seen_by(method: Any, patterns: torch.Tensor, marks: Marks | None = None) -> torch.Tensor:
+    """What a method lets each query of a causal map see, from keys with these probabilities."""
+    n = patterns.shape[-1]
+    x = torch.zeros(1, 1, n, 1)
+    call = AttentionCall(x, x, x, None, 1.0)
+    nothing = torch.zeros(1, n, dtype=torch.bool)
+    return method.seen(0, call, patterns, Memory(), marks or Marks(nothing, ~nothing))
+
+
+def test_what_each_baseline_keeps_by_hand():
+    a = torch.tensor([[1.0, 0, 0, 0], [0.9, 0.1, 0, 0], [0.2, 0.5, 0.3, 0], [0.1, 0.2, 0.3, 0.4]])[None, None]
+    assert seen_by(TopK(keep=0.5), a)[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    streaming = seen_by(StreamingLLM(sinks=1, window=2), a)[0, 0].int().tolist()
+    assert streaming == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
+    # received before the last query: 2.1, 0.6, 0.3; with it 2.2, 0.8, 0.6, 0.4: one heavy hitter, one latest key
+    assert seen_by(H2O(keep=0.5), a)[0, 0, 3].int().tolist() == [1, 0, 0, 1]
+    method, memory = SnapKV(keep=0.5, window=1, pool=1), Memory()
+    x, nothing = torch.zeros(1, 1, 4, 1), torch.zeros(1, 4, dtype=torch.bool)
+    call, marks = AttentionCall(x, x, x, None, 1.0), Marks(nothing, ~nothing)
+    assert torch.equal(method.seen(0, call, a, memory, marks), call.visible), "the prefill sees everything"
+    assert memory.notes["kept"][0, 0].tolist() == [False, True, True, True], "two of three, and the window"
+
+
+def test_fastv_hides_most_image_tokens_from_later_layers(model, pictures):
+    inputs = model.inputs(pictures[:2], "Please describe this image in detail.")
+    seen: dict[int, torch.Tensor] = {}
+    with FastV(keep=0.25, layer=3)(model):
+
+        def spy(layer: int) -> Any:
+            def after(_: Any, __: Any, out: Any) -> None:
+                if out[1] is not None:
+                    seen[layer] = out[1]
+
+            return model.part(layer, "self_attn").register_forward_hook(after)
+
+        handles = [spy(layer) for layer in range(model.n_layers)]
+        model.generate(inputs, max_new_tokens=1)
+        for handle in handles:
+            handle.remove()
+    assert sorted(seen) == list(range(3, model.n_layers)), "before that layer the fast kernel stays"
+    for pattern in seen.values():
+        for row in range(2):
+            looked = pattern[row, :, -1, inputs.image_mask[row]]
+            assert (looked > 0).any(0).sum() == 16, "a quarter of 64, the same for all heads"
+
+
+def test_pai_looks_more_at_the_picture(model, pictures):
+    inputs = model.inputs(pictures[:2], "Please describe this image in detail.")
+    found: list[torch.Tensor] = []
+
+    def watch(call: AttentionCall) -> None:
+        found.append(call.pattern())
+
+    with watched(model.decoder_configs, {model.part(4, "self_attn"): watch}):
+        model.generate(inputs, max_new_tokens=1)
+    with PAI(alpha=1.0, gamma=1.0)(model):
+        handle = model.part(4, "self_attn").register_forward_hook(lambda _, __, out: found.append(out[1]))
+        model.generate(inputs, max_new_tokens=1)
+        handle.remove()
+    plain, pushed = (p[0, :, -1, inputs.image_mask[0]].sum(-1).mean() for p in found[:2])
+    assert pushed > plain
+
+
+def test_the_farthest_layer_by_hand():
+    last = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    early = torch.tensor([[[0.8, 0.2], [0.01, 0.99]], [[0.1, 0.9], [0.4, 0.6]]]).log()
+    torch.testing.assert_close(farthest(last, early).exp(), torch.tensor([[0.1, 0.9], [0.01, 0.99]]))
+    assert math.isclose(farthest(last, early)[0].exp().sum().item(), 1.0, rel_tol=1e-6)
+
+
+def test_sampling_repeats_with_its_seed(model, inputs):
+    texts = []
+    for seed in (1, 1, 2):
+        with parse_method(f"sampling:seed={seed}")(model):
+            texts.append(model.generate(inputs, max_new_tokens=16).texts)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_methods_that_cannot_be_combined_are_refused(model, inputs):
+    refused = pytest.raises(ValueError, match="two open methods both set past_key_values")
+    with parse_method("vasparse")(model), parse_method("top-k")(model), refused:
+        model.generate(inputs, max_new_tokens=2)
+    with parse_method("vasparse")(model), parse_method("vcd")(model):  # attention and logits can
+        assert model.generate(inputs, max_new_tokens=4).texts
+    assert not model._steering
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("top-k:keep=0", "keep is a share above 0"),
+        ("fastv:layer=0", "layer is a number of at least 1"),
+        ("snapkv:pool=4", "an odd pool"),
+        ("streaming-llm:window=-1", "at least 0"),
+        ("pai:gamma=0.5", "gamma of at least 1"),
+        ("dola:plausibility=0", "plausibility lies above 0"),
+        ("beams:num_beams=0", "num_beams is a number of at least 1"),
+        ("sampling:top_p=0", "a top_p above 0"),
+        ("opera", "unknown method 'opera'; expected one of greedy"),
+    ],
+)
+def test_wrong_settings_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_method(text)
+
+
+def test_layers_that_are_not_there_are_refused(model, inputs):
+    for text in ("fastv:layer=8", "dola:layers=9"):
+        with parse_method(text)(model), pytest.raises(ValueError, match="layers"):
+            model.generate(inputs, max_new_tokens=2)
+
+
+def test_the_list_of_methods_names_each_with_its_citation(capsys):
+    cli.main(["methods"])
+    printed = capsys.readouterr().out
+    for name in METHODS:
+        assert f"\n{name}" in f"\n{printed}"
+        assert METHODS[name]().citation in printed

@@ -1,0 +1,217 @@
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_families import PROMPTS, picture
+from torch import Tensor
+from zoo import build
+
+from interp.interventions.contrast import M3ID, VCD, contrast_logits, embedding_contrast
+from interp.interventions.memory import Marks, Memory
+from interp.interventions.vasparse import VASparse, density_peaks, merged, penalised, running_softmax, top_mask
+from interp.models import LVLM, Inputs, load, read, twin, visit
+
+CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
+STEPS: Any = {"max_new_tokens": 24, "min_new_tokens": 24}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_theorem_1_by_brute_force(seed):
+    """Keeping the top S of `delta` minimises `sum (y - M y)^2 - lambda P M` over all masks of size S, ties included."""
+    random = torch.Generator().manual_seed(seed)
+    y = torch.randint(-3, 4, (6,), generator=random).double()  # small integers tie often
+    p = torch.rand(6, generator=random).double().softmax(0)
+    p[1] = p[4]
+    for size in range(1, 7):
+        kept = top_mask(y**2 + 0.1 * p, torch.ones(6, dtype=torch.bool), size / 6)
+        assert kept.sum() == size
+
+        def loss(m: Tensor) -> float:
+            return float(((y - m * y) ** 2 - 0.1 * p * m).sum())
+
+        masks = (torch.tensor(m) for m in itertools.product([0.0, 1.0], repeat=6) if sum(m) == size)
+        assert loss(kept.double()) == pytest.approx(min(loss(m.double()) for m in masks))
+
+
+def test_delta_p_w_and_penalty_by_hand():
+    delta = torch.tensor([[4.0, 9.0, 1.0, 9.0]])
+    scope = torch.tensor([[True, True, True, True]])
+    assert top_mask(delta, scope, 0.5).tolist() == [[False, True, False, True]]
+    assert top_mask(delta, torch.tensor([[True, False, True, True]]), 0.4).tolist() == [[True, False, False, True]]
+    assert top_mask(delta, scope, 0.25).tolist() == [[False, True, False, False]], "the earlier one where they tie"
+    p = running_softmax(torch.tensor([[0.0, math.log(2), math.log(3)]]), torch.tril(torch.ones(3, 3)).bool())
+    torch.testing.assert_close(p[0], torch.tensor([[1.0, 0, 0], [1 / 3, 2 / 3, 0], [1 / 6, 2 / 6, 3 / 6]]))
+    scores, weights = torch.tensor([[2.0, -1.0, -torch.inf]]), torch.tensor([[0.5, 0.5, 0.0]])
+    torch.testing.assert_close(penalised(scores, weights, 0.1), torch.tensor([[2.1, -1.05, -torch.inf]]))
+
+
+def test_svcd_logits_by_hand():
+    theta, phi = torch.tensor([[2.0, 1.0, -5.0]]), torch.tensor([[1.0, 2.0, 0.0]])
+    found = contrast_logits(theta, phi, alpha=1.0, plausibility=0.1)
+    assert found[0, 2] == -torch.inf, "implausible to theta, whatever phi says"
+    assert (found[0, 0] - found[0, 1]).item() == pytest.approx(2 * (2 - 1) - (1 - 2))
+    torch.testing.assert_close(contrast_logits(theta, phi, 0.0, 0.0), theta.log_softmax(-1))
+
+
+def test_clusters_of_two_heaps():
+    points = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [1.0, 1.0], [1.1, 1.0]])
+    cluster = density_peaks(points, 2, 1).tolist()
+    assert len(set(cluster[:3])) == 1
+    assert len(set(cluster[3:])) == 1
+    assert cluster[0] != cluster[3]
+    dropped = torch.tensor([[False, True, True, True, True]])
+    keys, values = merged(points[None], points[None] * 2, dropped, 0.5, 1)
+    assert keys.shape == (1, 2, 2)
+    torch.testing.assert_close(keys.sum(1), points[None, 1:].sum(1))
+    torch.testing.assert_close(values, keys * 2)
+    assert sorted(k.sum().item() for k in keys[0]) == pytest.approx([0.2, 4.1])
+
+
+def test_the_watched_path_equals_greedy_where_it_drops_nothing(model, inputs):
+    """A penalty too small to matter sends everything through the watched kernel and the cache with notes."""
+    expected = model.generate(inputs, max_new_tokens=24).texts
+    for options in ({}, {"num_beams": 3}):
+        expected = model.generate(inputs, max_new_tokens=24, **options).texts
+        with VASparse(keep=1, alpha=0, beta=1e-9)(model):
+            assert model.generate(inputs, max_new_tokens=24, **options).texts == expected
+
+
+@pytest.mark.parametrize("name", ["testbed", "qwen2.5-vl", "gemma3", "idefics3", "llava-next"])
+@pytest.mark.parametrize("scope", ["generated", "all", "image"])
+def test_eviction_equals_logical_masking(name, scope, model):
+    """Token for token, with padded rows and grouped queries; and the cache is smaller."""
+    lvlm = model if name == "testbed" else load(*build(name))
+    inputs = lvlm.inputs([picture(0), picture(1, 40, 60)], PROMPTS)
+    texts = {}
+    for when in ("mask", "evict"):
+        method = VASparse(keep=0.5, alpha=0, scope=scope, when=when, dropped="discard")
+        with method(lvlm):
+            texts[when] = [t.tolist() for t in lvlm.generate(inputs, **STEPS).tokens]
+    assert texts["mask"] == texts["evict"]
+    greedy = [t.tolist() for t in lvlm.generate(inputs, **STEPS).tokens]
+    if name == "testbed" and scope == "all":
+        assert texts["evict"] != greedy, "half of all tokens are gone"
+
+
+def test_an_evicted_cache_is_smaller_and_positions_go_on(model, inputs):
+    sizes = {}
+    original = Memory.update
+    for when in ("mask", "evict"):
+        seen: list[tuple[int, int]] = []
+
+        def update(self, *args, _seen=seen, **kwargs):
+            out = original(self, *args, **kwargs)
+            _seen.append((self.get_seq_length(), self.n_bytes))
+            return out
+
+        Memory.update = update  # type: ignore[method-assign]
+        try:
+            with VASparse(keep=0.25, alpha=0, scope="all", when=when)(model):
+                model.generate(inputs, **STEPS)
+        finally:
+            Memory.update = original  # type: ignore[method-assign]
+        sizes[when] = seen
+    n = inputs.input_ids.shape[1]
+    assert [s for s, _ in sizes["evict"]][:: model.n_layers] == list(range(n, n + 24))
+    assert sizes["evict"][-1][1] < 0.5 * sizes["mask"][-1][1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"score": "probs", "saliency_heads": "mean"}, {"scope": "all", "keep": 0.6}])
+def test_native_steps_equal_a_traced_pass(model, inputs, settings):
+    """Selection and penalty of a whole caption in one nnsight trace give the logits of the native steps."""
+    method = VASparse(alpha=0, dropped="discard", **settings)
+    native: list[Tensor] = []
+    with method(model):
+        written = model.generate(
+            inputs, **STEPS, logits_processor=[lambda _, scores: native.append(scores.clone()) or scores]
+        ).tokens
+    whole = inputs.extended(written)
+    marks, memory = Marks.of(inputs), [Memory() for _ in range(model.n_layers)]
+
+    def pattern(layer: int, call: Any) -> Tensor | None:
+        memory[layer].seen = call.key.shape[2]
+        chosen = method.choose(layer, call, memory[layer], marks)
+        return None if chosen is None else chosen[1]
+
+    patterns: dict[int, Tensor | None] = {}
+
+    def see(layer: int, call: Any) -> None:
+        patterns[layer] = pattern(layer, call)
+
+    logits = visit(model, whole, {"attention": see, "pattern": lambda layer, _: patterns[layer]}, keep=25)[:, :-1]
+    found = torch.stack(native, 1)
+    written_out = found.isfinite()  # `min_new_tokens` forbids the end of sequence
+    assert written_out.float().mean() > 0.99
+    torch.testing.assert_close(found[written_out], logits[written_out], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [VASparse(keep=0.5), VASparse(when="evict"), VCD(), M3ID(gamma=0.1)])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}])
+def test_rows_of_a_batch_equal_each_alone(method, options, model, inputs):
+    options = dict(options)
+    if "seed" in options:
+        options.pop("seed")
+        with method(model):  # a batch draws other numbers than a row; only that it runs
+            assert len(model.generate(inputs, max_new_tokens=8, **options).texts) == 4
+        return
+    if isinstance(method, VASparse):
+        method = replace(method, alpha=0.0)  # SVCD draws one mask for the batch
+    if isinstance(method, VCD):
+        method = replace(method, twin="blank")  # so does noise
+    with method(model):
+        together = model.generate(inputs, max_new_tokens=16, **options).texts
+        for row in range(4):
+            one = model.inputs([inputs.pictures[row]], inputs.texts[row], chat=False)
+            assert model.generate(one, max_new_tokens=16, **options).texts == [together[row]]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "paligemma", "instructblip"])
+def test_contrast_with_a_twin_equals_two_forward_passes(name):
+    lvlm = load(*build(name))
+    check_contrast(lvlm, lvlm.inputs([picture(0), picture(1, 40, 60)], PROMPTS))
+
+
+def test_contrast_on_the_testbed(model, inputs):
+    check_contrast(model, inputs)
+
+
+def check_contrast(lvlm: LVLM, inputs: Inputs) -> None:
+    """Each native step equals the contrast of two teacher-forced passes."""
+    method = VCD(alpha=0.7, plausibility=0.0, twin="remove")
+    with method(lvlm):
+        written = lvlm.generate(inputs, max_new_tokens=5, min_new_tokens=5).tokens
+    with_image = read(lvlm, inputs.extended(written), "logits")["logits"][:, -6:-1]
+    without = read(lvlm, twin(lvlm, inputs).extended(written), "logits")["logits"][:, -6:-1]
+    mixed = 1.7 * with_image.log_softmax(-1) - 0.7 * without
+    eos = lvlm.hf.generation_config.eos_token_id
+    mixed[..., eos if eos is not None else []] = -torch.inf
+    assert torch.equal(mixed.argmax(-1), torch.stack(written))
+
+
+def test_pooled_contrast_depends_on_the_picture_and_the_last_one_does_not(model, inputs, pictures):
+    other = model.inputs(pictures[::-1], [PROMPTS[0]] * 4)
+    same = model.inputs(pictures, [PROMPTS[0]] * 4)
+    ids = same.input_ids
+    one, two = (embedding_contrast(model, x, "pooled", 0.5, 0)(ids) for x in (same, other))
+    assert not torch.allclose(one[0], two[0])
+    one, two = (embedding_contrast(model, x, "last", 0.5, 0)(ids) for x in (same, other))
+    torch.testing.assert_close(one, two)
+    prompt = model.embeddings(same)
+    whole = embedding_contrast(model, same, "pooled", 0.0, 0)(ids)
+    torch.testing.assert_close(whole, model.hf.lm_head(prompt.mean(1)), **CLOSE)
+
+
+def test_wrong_settings_are_refused():
+    cases: Any = (
+        ({"score": "raw"}, "score is one of logits, probs, got 'raw'"),
+        ({"keep": 1.5}, "keep lies between 0 and 1"),
+        ({"neighbours": 0}, "neighbours is a number of at least 1"),
+    )
+    for wrong, message in cases:
+        with pytest.raises(ValueError, match=message):
+            VASparse(**wrong)
+    with pytest.raises(ValueError, match="a weight of at least 0"):
+        VCD(alpha=-1)
