@@ -139,27 +139,31 @@ def t_vhd_along(tokens: Sequence[str], t_vhd: Sequence[float], ax: Axes | None =
     return ax
 
 
-def chair_against_recall(methods: Mapping[str, Mapping[str, Interval]], ax: Axes | None = None) -> Axes:
-    """CHAIR_S against recall by method, with 95 % intervals; better is lower and further right."""
-    ax = _axes(ax, (6, 4))
+def chair_against(
+    methods: Mapping[str, Mapping[str, Interval]], column: str, label: str, ax: Axes | None = None
+) -> Axes:
+    """CHAIR_S against another rate by method, with 95 % intervals; better is lower and further right."""
+    ax = _axes(ax, (6.4, 4.4))
     handles = []
-    for colour, (name, values) in zip(sns.color_palette("colorblind", len(methods)), methods.items(), strict=True):
-        x, y = values["recall"], values["chair_s"]
+    palette = sns.color_palette("colorblind" if len(methods) <= 10 else "husl", len(methods))
+    for i, (colour, (name, values)) in enumerate(zip(palette, methods.items(), strict=True)):
+        x, y = values[column], values["chair_s"]
+        marker = "osD^v"[i % 5]
         ax.errorbar(
             x.value,
             y.value,
             xerr=[[max(x.value - x.low, 0)], [max(x.high - x.value, 0)]],
             yerr=[[max(y.value - y.low, 0)], [max(y.high - y.value, 0)]],
-            fmt="o",
+            fmt=marker,
             color=colour,
             capsize=3,
         )
-        handles.append(Line2D([], [], color=colour, marker="o", linestyle="", label=name))
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=name))
     ax.set(
-        xlabel="recall of true objects (%)",
+        xlabel=label,
         ylabel="CHAIR_S: captions with a hallucination (%)",
-        title="Hallucination against recall",
+        title=f"Hallucination against {label.split(' (')[0]}",
     )
-    ax.legend(handles=handles, frameon=False)
+    ax.legend(handles=handles, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return ax

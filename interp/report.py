@@ -79,13 +79,14 @@ def _score(row: _Row) -> CaptionScore:
 
 
 def _counts(rows: Sequence[_Row]) -> np.ndarray:
-    """For each caption the counts of CHAIR (see `chair.table`), then tokens and seconds."""
-    effort = np.array([(row["n_tokens"], row["seconds"]) for row in rows], dtype=float)
+    """For each caption the counts of CHAIR (see `chair.table`), then tokens, seconds, and bytes of the KV cache."""
+    effort = np.array([(row["n_tokens"], row["seconds"], row["kv_bytes"]) for row in rows], dtype=float)
     return np.hstack([table([_score(row) for row in rows]), effort])
 
 
 def _rates(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    return rates(totals[..., :6], n) | {"tokens_per_s": totals[..., 6] / np.maximum(totals[..., 7], 1e-9)}
+    speed = totals[..., 6] / np.maximum(totals[..., 7], 1e-9)
+    return rates(totals[..., :6], n) | {"tokens_per_s": speed, "kv_kib": totals[..., 8] / n / 1024}
 
 
 def word_records(rows: Sequence[_Row]) -> list[_Row]:
@@ -175,9 +176,10 @@ _COLUMNS = {"chair_s": "CHAIR_S", "chair_i": "CHAIR_I", "recall": "recall", "len
 
 def _table(summary: Summary) -> list[str]:
     """The table of methods, and under it the paired differences from greedy."""
-    rows = [["method", *_COLUMNS.values(), "tokens/s"]]
+    rows = [["method", *_COLUMNS.values(), "tokens/s", "KV KiB"]]
     for name, values in summary.methods.items():
-        rows.append([name, *(_cell(values[c]) for c in _COLUMNS), f"{values['tokens_per_s'].value:.0f}"])
+        effort = (f"{values[c].value:.0f}" for c in ("tokens_per_s", "kv_kib"))
+        rows.append([name, *(_cell(values[c]) for c in _COLUMNS), *effort])
     lines = ["with 95 % bootstrap intervals over images", *_aligned(rows)]
     if summary.versus_greedy:
         rows = [["method", *_COLUMNS.values()]]
@@ -232,5 +234,6 @@ def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top
         title = "VHD at the first step, mean over images"
         plots.save(plots.head_heatmap(maps.mean(0), "VHD", title), out / "vhd.png")
     plots.save(plots.t_vhd_histograms(traced, spans, top_k), out / "t_vhd.png")
-    plots.save(plots.chair_against_recall(summary.methods), out / "chair_recall.png")
+    plots.save(plots.chair_against(summary.methods, "recall", "recall of true objects (%)"), out / "chair_recall.png")
+    plots.save(plots.chair_against(summary.methods, "tokens_per_s", "tokens per second"), out / "chair_speed.png")
     return summary

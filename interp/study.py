@@ -167,6 +167,7 @@ def caption_records(
             "truth": sorted(sample.truth),
             "n_tokens": len(tokens),
             "seconds": round(seconds, 4),
+            "kv_bytes": generation.cache_bytes // len(samples),
         }
         if chosen:
             record["heads"] = chosen[-1].heads[row].nonzero().tolist()

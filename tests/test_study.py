@@ -35,6 +35,7 @@ FILES = {
     "vhd.png",
     "t_vhd.png",
     "chair_recall.png",
+    "chair_speed.png",
 }
 
 
@@ -182,7 +183,7 @@ def test_methods_are_read_with_their_parameters():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vhrr", "unknown method 'vhrr'; expected one of greedy, vhr"),
+        ("vhrr", "unknown method 'vhrr'; expected one of greedy, beams"),
         ("random-heads:choice=bottom", "has no setting 'choice=bottom'"),
         ("vhr:beta=1", "has no setting 'beta=1'"),
         ("vhr:alpha", "has no setting 'alpha'"),

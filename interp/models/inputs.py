@@ -149,3 +149,20 @@ def interleave(first: Inputs, second: Inputs) -> Inputs:
         texts=turns(first.texts, second.texts),
         pictures=turns(first.pictures, second.pictures),
     )
+
+
+def padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """A Q-Former's text, padded by its processor on the language model's side; it counts positions from the left."""
+    order = mask.argsort(dim=-1, descending=True, stable=True)
+    return {"qformer_input_ids": ids.gather(-1, order), "qformer_attention_mask": mask.gather(-1, order)}
+
+
+def read_pictures(row: Image | Sequence[Image], index: int) -> tuple[Image, ...]:
+    """The pictures of a row, read and in RGB."""
+    pictures = [row] if isinstance(row, Image) else list(row)
+    try:
+        return tuple(picture.convert("RGB") for picture in pictures)
+    except (OSError, AttributeError) as error:
+        raise ValueError(
+            f"cannot read a picture of row {index} (expected PIL images of whole files): {error}"
+        ) from error

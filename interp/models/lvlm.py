@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from interp.models.families import Family, UnsupportedModelError, family_of
-from interp.models.inputs import Inputs, counted
+from interp.models.inputs import Inputs, counted, padded_right, read_pictures
 
 Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
 """Something that changes the model while one batch is generated; what it yields as a dict is given to `generate`."""
@@ -25,11 +25,13 @@ Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
 class Generation:
     """What a model wrote for a batch.
 
-    `tokens[i]` are the new token ids of row i up to and without the end of sequence, `texts[i]` the same as text.
+    `tokens[i]` are the new token ids of row i up to and without the end of sequence, `texts[i]` the same as text;
+    `cache_bytes` is what the keys and values of the whole batch took at the end.
     """
 
     tokens: list[Int[Tensor, " _"]]
     texts: list[str]
+    cache_bytes: int = 0
 
 
 def _entry_device(hf: Any) -> torch.device:
@@ -216,7 +218,7 @@ class LVLM:
             )
         if images is None and self.family.needs_pixels:
             raise ValueError(f"a {self.family.name} model takes no prompt without a picture")
-        rows = [() if images is None else _pictures(images[i], i) for i in range(n_rows)]
+        rows = [() if images is None else read_pictures(images[i], i) for i in range(n_rows)]
         texts = [self.prompt(p, len(row)) if chat else p for p, row in zip(prompts, rows, strict=True)]
         return self.processed(rows, texts)
 
@@ -248,7 +250,7 @@ class LVLM:
             if k not in types
         }
         if "qformer_input_ids" in pixels:
-            pixels |= _padded_right(pixels["qformer_input_ids"], pixels["qformer_attention_mask"])
+            pixels |= padded_right(pixels["qformer_input_ids"], pixels["qformer_attention_mask"])
         image_mask = (ids == self.image_token_id) & mask.bool() if any(rows) else torch.zeros_like(mask).bool()
         inputs = Inputs(
             input_ids=ids,
@@ -303,14 +305,18 @@ class LVLM:
             for steering in self._steering:
                 _add(settings, stack.enter_context(steering(self, inputs)))
             defaults = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": inputs.pad_token_id}
-            ids = self.hf.generate(**inputs.kwargs(), **(defaults | settings))
+            defaults["return_dict_in_generate"] = True
+            out = self.hf.generate(**inputs.kwargs(), **(defaults | settings))
+        ids, cache = out.sequences, out.past_key_values
+        held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
         eos = options.get("eos_token_id", self.hf.generation_config.eos_token_id)
         ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
         tokens = []
         for row in ids[:, inputs.input_ids.shape[1] :]:
             stop = torch.isin(row, ends).nonzero()
             tokens.append(row[: int(stop[0])] if len(stop) else row)
-        return Generation(tokens, [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens])
+        texts = [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens]
+        return Generation(tokens, texts, held)
 
 
 def _add(settings: dict[str, Any], more: Any) -> None:
@@ -322,20 +328,3 @@ def _add(settings: dict[str, Any], more: Any) -> None:
             raise ValueError(f"two open methods both set {name} of generate; they cannot be combined")
         else:
             settings[name] = value
-
-
-def _padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """A Q-Former's text, padded by its processor on the language model's side; it counts positions from the left."""
-    order = mask.argsort(dim=-1, descending=True, stable=True)
-    return {"qformer_input_ids": ids.gather(-1, order), "qformer_attention_mask": mask.gather(-1, order)}
-
-
-def _pictures(row: Image.Image | Sequence[Image.Image], index: int) -> tuple[Image.Image, ...]:
-    """The pictures of a row, read and in RGB."""
-    pictures = [row] if isinstance(row, Image.Image) else list(row)
-    try:
-        return tuple(picture.convert("RGB") for picture in pictures)
-    except (OSError, AttributeError) as error:
-        raise ValueError(
-            f"cannot read a picture of row {index} (expected PIL images of whole files): {error}"
-        ) from error
