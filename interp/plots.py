@@ -1,6 +1,7 @@
 """Figures; each function draws on given axes or new ones and returns the Axes (all of them, if several)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,5 +166,71 @@ def chair_against(
         title=f"Hallucination against {label.split(' (')[0]}",
     )
     ax.legend(handles=handles, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return ax
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a sweep: values with lower and upper ends at places on the horizontal axis, as they are written."""
+
+    label: str
+    x: Sequence[str]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    band: bool = False
+    """Drawn as a band (the range over seeds) rather than with bars (95 % intervals over images)."""
+
+
+def _numbers(texts: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return None
+
+
+def sweep_curves(panels: Mapping[str, Sequence[Curve]], baseline: Mapping[str, float], xlabel: str) -> list[Axes]:
+    """A panel for each measure, a line for each method, greedy dotted; few values along the axis are evenly spaced."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4), layout="constrained", squeeze=False)
+    labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
+    palette = sns.color_palette("colorblind" if len(labels) <= 10 else "husl", len(labels))
+    colours = dict(zip(labels, palette, strict=True))
+    for ax, (name, curves) in zip(axes[0], panels.items(), strict=True):
+        places = list(dict.fromkeys(x for curve in curves for x in curve.x))
+        numbers = _numbers(places)
+        if numbers is not None:
+            places = [text for _, text in sorted(zip(numbers, places, strict=True))]
+        for i, curve in enumerate(curves):
+            order = sorted(range(len(curve.x)), key=lambda j: places.index(curve.x[j]))
+            x = np.array([places.index(curve.x[j]) for j in order]) + (
+                0 if curve.band else 0.03 * (i - len(curves) / 2)
+            )
+            y, low, high = (np.array(v, dtype=float)[order] for v in (curve.y, curve.low, curve.high))
+            style: Any = {"color": colours[curve.label], "label": curve.label}
+            if curve.band:
+                ax.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+                ax.plot(x, y, linestyle="--", **style)
+            else:
+                ends = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
+                ax.errorbar(x, y, yerr=ends, marker="o", markersize=3, capsize=2, linewidth=1.2, **style)
+        ax.axhline(baseline[name], color="black", linestyle=":", linewidth=1)
+        ax.set(xlabel=xlabel, ylabel=name, xticks=range(len(places)), xticklabels=places)
+        sns.despine(ax=ax)
+    handles, shown = axes[0, 0].get_legend_handles_labels()
+    handles.append(Line2D([], [], color="black", linestyle=":", linewidth=1))
+    figure.legend(handles, [*shown, "greedy"], loc="outside right upper", frameon=False, fontsize=8)
+    return list(axes[0])
+
+
+def predicted_against(
+    predicted: Float[np.ndarray, " n"], truth: Float[np.ndarray, " n"], xlabel: str, ylabel: str, ax: Axes | None = None
+) -> Axes:
+    """A cheap measurement against the exact one, with the line where they agree; dense places are darker."""
+    ax = _axes(ax, (4.8, 4.4))
+    ax.scatter(predicted, truth, s=3, alpha=0.15, color=CORRECT, linewidth=0, rasterized=True)
+    ends = [float(min(predicted.min(), truth.min())), float(max(predicted.max(), truth.max()))]
+    ax.plot(ends, ends, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xlabel=xlabel, ylabel=ylabel, title="every head and word")
     sns.despine(ax=ax)
     return ax

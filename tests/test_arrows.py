@@ -24,7 +24,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"data", "models", "plots", "records", *BASE},
     "bench": {"attention", "models", "records", "testbed"},
     "study": {"interventions", "trace", "models", "data", "records", "report", *BASE},
-    "cli": {"attention", "bench", "interventions", "plots", "study", "heads", "data", "models", "testbed"},
+    "causal": {"attention", "interventions", "trace", "models", "data", "records", "plots", *BASE},
+    "sweep": {"interventions", "plots", "report", "study"},
+    "__main__": {"cli"},
+    "cli": {
+        "attention",
+        "bench",
+        "causal",
+        "sweep",
+        "interventions",
+        "plots",
+        "study",
+        "heads",
+        "data",
+        "models",
+        "testbed",
+    },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

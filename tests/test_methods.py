@@ -32,7 +32,17 @@ def test_every_method_has_an_off_setting_equal_to_greedy(name, off, model):
 
 @pytest.mark.parametrize(
     "text",
-    ["beams:num_beams=3", "pai", "dola", "top-k:keep=0.2", "fastv:keep=0.2", "streaming-llm", "h2o:keep=0.3", "snapkv"],
+    [
+        "beams:num_beams=3",
+        "pai",
+        "dola",
+        "top-k:keep=0.2",
+        "fastv:keep=0.2",
+        "streaming-llm",
+        "h2o:keep=0.3",
+        "snapkv",
+        "spin",
+    ],
 )
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
 def test_rows_of_a_batch_equal_each_alone(text, options, model, inputs):
@@ -47,7 +57,17 @@ def test_rows_of_a_batch_equal_each_alone(text, options, model, inputs):
 
 
 @pytest.mark.parametrize(
-    "text", ["vcd", "m3id:gamma=0.2", "pai:alpha=2", "dola", "top-k:keep=0.03", "fastv:keep=0.05", "h2o:keep=0.05"]
+    "text",
+    [
+        "vcd",
+        "m3id:gamma=0.2",
+        "pai:alpha=2",
+        "dola",
+        "spin:suppress=0.5",
+        "top-k:keep=0.03",
+        "fastv:keep=0.05",
+        "h2o:keep=0.05",
+    ],
 )
 def test_a_strong_setting_changes_what_is_written(text, model, pictures):
     inputs = model.inputs(pictures, "Please describe this image in detail.")
@@ -155,7 +175,8 @@ def test_methods_that_cannot_be_combined_are_refused(model, inputs):
         ("dola:plausibility=0", "plausibility lies above 0"),
         ("beams:num_beams=0", "num_beams is a number of at least 1"),
         ("sampling:top_p=0", "a top_p above 0"),
-        ("opera", "unknown method 'opera'; expected one of greedy"),
+        ("spin:suppress=2", "a share to suppress between 0 and 1"),
+        ("icd", "unknown method 'icd'; expected one of greedy"),
     ],
 )
 def test_wrong_settings_are_refused(text, message):

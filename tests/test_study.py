@@ -129,7 +129,7 @@ def test_a_killed_process_loses_nothing(tmp_path):
     arguments = [
         sys.executable,
         "-m",
-        "interp.cli",
+        "interp",
         "study",
         "--limit",
         "4",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.interventions import VHR, paper_layers, scaled_heads
+from interp.interventions import VHR, alignment, paper_layers, scaled_heads
 from interp.interventions.vhr import negative_outliers, vision_aware_heads
 from interp.models import LVLM, Inputs, read
 
@@ -199,3 +199,50 @@ def test_wrong_settings_are_refused(settings, message):
 def test_layers_outside_the_model_are_refused(model, inputs):
     with pytest.raises(ValueError, match=r"between 0 and 7 in this model, got \[8\]"):
         VHR(layers=(1, 8)).select(model, inputs)
+
+
+def test_layers_by_preset():
+    assert paper_layers(32) == (1, *range(18, 32))
+    assert paper_layers(32, "instructblip") == tuple(range(14, 32))
+    assert paper_layers(8, "last25%") == (6, 7)
+    assert paper_layers(8, "second") == (1,)
+    assert paper_layers(4, "all") == (0, 1, 2, 3)
+    with pytest.raises(ValueError, match="preset is one of llava"):
+        VHR(preset="first")
+
+
+def test_without_the_outlier_rule_more_heads_are_candidates():
+    vhd, energy = torch.tensor([9.0, 1.0, 2.0, 3.0]), torch.tensor([9.0, 0.0, 0.0, 0.0])
+    assert vision_aware_heads(vhd, energy).tolist() == [False, False, True, True]
+    assert vision_aware_heads(vhd, energy, outliers=False).tolist() == [True, False, False, True]
+
+
+def test_chosen_anew_at_every_step(model, pictures):
+    """The first token is plain VHR's; later ones come from sets of their own."""
+    inputs = model.inputs(pictures, "Please describe this image in detail.")
+    with VHR(reselect=True)(model):
+        found = model.generate(inputs, max_new_tokens=12).tokens
+    with VHR()(model) as record:
+        plain = model.generate(inputs, max_new_tokens=12).tokens
+    assert all(a[0] == b[0] for a, b in zip(found, plain, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    written = torch.stack([t[:4] for t in plain])
+    again = VHR().select(model, inputs, written)
+    assert not torch.equal(again.heads, record[0].heads)
+    assert torch.equal(VHR().select(model, inputs).heads, record[0].heads)
+    with VHR(reselect=True)(model), pytest.raises(ValueError, match="cannot follow beams"):
+        model.generate(inputs, num_beams=2, max_new_tokens=3)
+
+
+def test_proposition_1_holds(model, inputs):
+    """Scaling a head brings the stream nearer to what it writes, and equals a computation by hand."""
+    before, after = alignment(model, inputs, alpha=2.0)
+    assert before.shape == (4, model.n_layers, model.n_heads)
+    assert (after > before).float().mean() > 0.99
+    found = read(model, inputs, ["resid_pre", "attn_out", "z"], positions=inputs.last[:, None])
+    weight = model.out_proj(3).weight[:, 2 * model.d_head : 3 * model.d_head]
+    alone = found["z"][0, 3, 0, 2] @ weight.T
+    stream = found["resid_pre"][0, 3, 0] + found["attn_out"][0, 3, 0] + alone
+    gain = model.part(3, "post_attention_layernorm").weight
+    expected = torch.cosine_similarity(gain * stream, gain * alone, dim=-1)
+    torch.testing.assert_close(after[0, 3, 2], expected, rtol=1e-4, atol=1e-5)

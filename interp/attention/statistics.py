@@ -9,7 +9,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.metrics.attention import KINDS, PADDING, Sparsity, entropy, mass_by_kind, saliency, sink_weights, sparsity
+from interp.metrics.attention import (
+    KINDS,
+    PADDING,
+    Sparsity,
+    SquaredSelection,
+    entropy,
+    mass_by_kind,
+    saliency,
+    sink_weights,
+    sparsity,
+    squared_selection,
+)
 from interp.models import LVLM, AttentionCall, Inputs, visit
 
 GROUPS = ("prefill", "generated")
@@ -42,6 +53,7 @@ class AttentionStatistics:
     recall_rest: Float[Tensor, "batch layer head group fraction"]
     share_rest: Float[Tensor, "batch layer head group recall"]
     kept: Float[Tensor, "batch layer head group fraction kind"]
+    squared: Float[Tensor, "batch layer head group selected 4"]
 
     @property
     def real(self) -> Bool[Tensor, "batch token"]:
@@ -97,7 +109,8 @@ class _Layer:
             stop = min(start + self.block, n)
             part = call.block(start, stop)
             asks = real[:, start:stop]
-            pattern = part.pattern().float() * asks[:, None, :, None]
+            scores = part.scores()
+            pattern = part.pattern(scores).float() * asks[:, None, :, None]
             visible = part.visible[:, 0].expand(batch, -1, -1) & asks[..., None] & real[:, None]
             sums["received_sum"] += pattern.sum(2)
             sums["seen_by"] += visible.sum(1)
@@ -106,12 +119,15 @@ class _Layer:
             if self.with_sparsity:
                 found = sparsity(pattern, visible.sum(-1).clamp(min=1), first, kinds)
                 _add(curves, counts, found, groups[:, :, start:stop])
+                _add(curves, counts, squared_selection(scores.float(), pattern), groups[:, :, start:stop])
         found = {name: torch.cat(parts, 2) for name, parts in rows.items()}
         means = {name: total / counts[name] for name, total in curves.items()}
         return {name: value.cpu() for name, value in (sums | found | means).items()}
 
 
-def _add(curves: dict[str, Tensor], counts: dict[str, Tensor], found: Sparsity, groups: Tensor) -> None:
+def _add(
+    curves: dict[str, Tensor], counts: dict[str, Tensor], found: Sparsity | SquaredSelection, groups: Tensor
+) -> None:
     """Add the rows of each group to its sums; rows that are `nan` do not count."""
     for field in fields(found):
         value: Tensor = getattr(found, field.name)  # [batch, head, query, ...]
@@ -144,6 +160,7 @@ def attention_statistics(
     for layer in layers if not with_sparsity else ():
         layer |= dict.fromkeys(("recall", "share", "recall_rest", "share_rest"), nothing)
         layer["kept"] = nothing[..., None].expand(*nothing.shape, len(KINDS))
+        layer["squared"] = nothing[..., None].expand(*nothing.shape, 4)
     measured = {
         field.name: torch.stack([layer[field.name] for layer in layers], 1)
         for field in fields(AttentionStatistics)

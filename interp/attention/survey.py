@@ -13,7 +13,7 @@ from interp import plots
 from interp.attention.statistics import GROUPS, AttentionStatistics, attention_statistics
 from interp.data import open_data
 from interp.evaluate.objects import ObjectParser
-from interp.metrics.attention import FRACTIONS, KINDS, RECALLS
+from interp.metrics.attention import FRACTIONS, KINDS, RECALLS, SELECTED, STRONG
 from interp.models import LVLM, Inputs, load
 from interp.records import Manifest, device_name
 
@@ -103,7 +103,9 @@ def _of_image(stats: AttentionStatistics, row: int, eps: float) -> dict[str, np.
     """The arrays of one image that are averaged over images."""
     kinds = stats.kinds[row]
     first = int(stats.real[row].int().argmax())
-    found = {name: getattr(stats, name)[row] for name in ("recall", "share", "recall_rest", "share_rest", "kept")}
+    found = {
+        name: getattr(stats, name)[row] for name in ("recall", "share", "recall_rest", "share_rest", "kept", "squared")
+    }
     found["first_received"] = stats.received[row, :, :, first]
     found["first_is_sink"] = stats.sinks(eps)[row, :, :, first].float()
     found["any_is_sink"] = stats.sinks(eps)[row].any(-1).float()
@@ -201,6 +203,7 @@ class Survey:
             f"smallest share of the keys that holds {wanted} (generated queries): {', '.join(share)}",
             f"a generated query sees {n_keys[1]:.0f} keys on average: 1 % of them are {one:.0f}, which hold "
             f"{100 * layers.min():.1f} to {100 * layers.max():.1f} % of the mass, by layer",
+            *self._squared_lines(),
             "",
             f"sinks (receive more than {self.config.eps}): the first token in "
             f"{100 * self.sums.mean('first_is_sink').mean():.1f} % of heads, any token in "
@@ -214,6 +217,15 @@ class Survey:
         mass = [f"{kind} queries {100 * v:.1f} %" for kind, v in zip(KINDS, self._image_mass(), strict=True)]
         lines += ["", f"attention paid to the image: {', '.join(mass)}", "", f"results: {self.out}"]
         return "\n".join(lines)
+
+    def _squared_lines(self) -> list[str]:
+        """What VASparse's squared logit chooses, for generated queries."""
+        lines = ["", "keys chosen by the square of their logit (generated queries)"]
+        lines.append("share chosen  negative  below -1 scaled  mass they hold  mass of as many by probability")
+        for fraction, row in zip(SELECTED, np.nanmean(self.sums.mean("squared")[:, :, 1], (0, 1)), strict=True):
+            negative, strong, held, most = (f"{100 * v:.1f} %" for v in row)
+            lines.append(f"{100 * fraction:>10g} %{negative:>10}{strong:>17}{held:>16}{most:>17}")
+        return lines
 
     def _image_mass(self) -> np.ndarray:
         return self.sums.mean("image_mass").mean((0, 1))
@@ -271,6 +283,12 @@ def write_survey(survey: Survey) -> None:
         "smallest_share": {group: survey.curve("share", i)[0].tolist() for i, group in enumerate(GROUPS)},
         "kept_by_kind": {
             group: np.nanmean(sums.mean("kept")[:, :, i], (0, 1)).tolist() for i, group in enumerate(GROUPS)
+        },
+        "squared_logits": {
+            "selected": SELECTED,
+            "strongly_negative_below": STRONG,
+            "of": ["negative", "strongly negative", "mass", "mass by probability"],
+            **{g: np.nanmean(sums.mean("squared")[:, :, i], (0, 1)).tolist() for i, g in enumerate(GROUPS)},
         },
         "keys_seen": dict(zip(GROUPS, sums.mean("n_keys").tolist(), strict=True)),
         "first_token_is_sink_percent": 100 * float(sums.mean("first_is_sink").mean()),

@@ -77,41 +77,62 @@ def embedding_contrast(model: LVLM, inputs: Inputs, kind: str, mask_rate: float,
     return phi
 
 
+class Continuation:
+    """Texts that a model goes on reading, a few tokens at a time, with a cache of its own."""
+
+    def __init__(self, model: LVLM, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        self.cache = DynamicCache(config=model.hf.config.get_text_config())
+        self.prompt = torch.arange(len(inputs.input_ids))
+        self.mask = inputs.attention_mask
+        self.position = inputs.position_ids.amax(-1).reshape(-1, len(inputs.input_ids)).amax(0)
+
+    @torch.no_grad()
+    def start(self) -> Float[Tensor, "row vocabulary"]:
+        """Read the prompts; the logits of the next token."""
+        kwargs = self.inputs.kwargs()
+        return self.model.hf(**kwargs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with some of the rows, a row as often as it is named."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.prompt = self.prompt[rows.to(self.prompt.device)]
+
+    @torch.no_grad()
+    def feed(self, ids: Int[Tensor, "row token"]) -> Float[Tensor, "row vocabulary"]:
+        """Read further tokens; the logits of the next one."""
+        steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        positions = self.position[:, None] + steps
+        self.position, self.mask = positions[:, -1], torch.cat([self.mask, torch.ones_like(ids)], 1)
+        positions = positions.expand(*self.inputs.position_ids.shape[:-2], -1, -1)
+        kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
+        kwargs |= {name: torch.full_like(ids, self.inputs.suffix_type) for name in self.inputs.token_types}
+        if self.model.family.needs_pixels:
+            kwargs |= {name: value[self.prompt.to(value.device)] for name, value in self.inputs.pixels.items()}
+        return self.model.hf(**kwargs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
 class TwinReader:
     """What the model says to an image-free twin, with a cache of its own that follows the beams."""
 
     def __init__(self, model: LVLM, inputs: Inputs) -> None:
-        self.model, self.inputs = model, inputs
-        self.cache, self.before = DynamicCache(config=model.hf.config.get_text_config()), torch.empty(0)
-        self.n_prompt = 0
+        self.text, self.before, self.n_prompt = Continuation(model, inputs), torch.empty(0), 0
 
-    @torch.no_grad()
     def __call__(self, ids: Int[Tensor, "row token"]) -> Tensor:
         """Logits `[row, vocabulary]` of the next token."""
         if not len(self.before):
             self.n_prompt = ids.shape[1]
-            copies = len(ids) // len(self.inputs.input_ids)
-            kwargs = self.inputs.kwargs()
-            logits = self.model.hf(**kwargs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
-            logits = logits[:, -1].repeat_interleave(copies, 0)
-            self.cache.batch_repeat_interleave(copies)
-            self.mask = self.inputs.attention_mask.repeat_interleave(copies, 0)
-            reached = self.inputs.position_ids.amax(-1).reshape(-1, len(self.inputs.input_ids)).amax(0)
-            self.position = reached.repeat_interleave(copies, 0)
+            logits = self.text.start()
+            rows = torch.arange(len(logits), device=ids.device).repeat_interleave(len(ids) // len(logits))
+            self.text.select(rows)
+            logits = logits[rows]
         else:
             parent = (ids[:, None, self.n_prompt : -1] == self.before[None, :, self.n_prompt :]).all(-1)
-            same = torch.arange(len(ids), device=ids.device) * len(self.inputs.input_ids) // len(ids)
-            parent = parent & (same[:, None] == same)  # the same prompt
-            rows = parent.int().argmax(-1)
-            self.cache.batch_select_indices(rows)
-            self.mask, self.position = self.mask[rows], self.position[rows] + 1
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)
-            positions = self.position[:, None].expand(*self.inputs.position_ids.shape[:-2], -1, 1)
-            kwargs = {"input_ids": ids[:, -1:], "attention_mask": self.mask, "position_ids": positions}
-            kwargs |= {name: torch.full_like(ids[:, -1:], self.inputs.suffix_type) for name in self.inputs.token_types}
-            if self.model.family.needs_pixels:
-                kwargs |= self.inputs.pixels
-            logits = self.model.hf(**kwargs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+            prompt = self.text.prompt.to(ids.device)
+            parent = parent & (prompt[:, None] == prompt)  # beams stay with their prompt
+            self.text.select(parent.int().argmax(-1))
+            logits = self.text.feed(ids[:, -1:])
         self.before = ids
         return logits.float()
 

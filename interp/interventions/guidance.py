@@ -5,6 +5,8 @@
 - `DoLa`: the last layer against an earlier one; Chuang et al., ICLR 2024, arXiv 2309.03883.  Of the candidate layers
   the one whose next-token distribution is farthest from the last layer's (Jensen-Shannon) is contrasted, by
   log-probabilities, among plausible tokens.
+- `SPIN`: heads that hardly look at the image are suppressed, for each query anew; Sarkar et al., 2025, arXiv
+  2505.16411.  Scaling a head's probabilities scales its output.
 """
 
 import math
@@ -148,6 +150,56 @@ class DoLa:
             for layer in layers:
                 stack.callback(model.layer(layer).register_forward_hook(contrast.hook(layer)).remove)
             yield {"logits_processor": [contrast]}
+
+    @contextmanager
+    def __call__(self, model: LVLM) -> Iterator[None]:
+        """Steer `model.generate` while open."""
+        with model.steered(lambda steered, inputs: self._steer(steered, inputs)):
+            yield
+
+
+@dataclass(frozen=True)
+class SPIN:
+    """Heads that pay least attention to the image are scaled by `factor`, for each text query anew.
+
+    `suppress` is the share of a layer's heads; `layers` None: the first half, as the paper finds best for LLaVA-1.5.
+    """
+
+    suppress: float = 0.1
+    factor: float = 0.1
+    layers: tuple[int, ...] | None = None
+
+    citation: ClassVar[str] = "Sarkar et al., 2025, arXiv 2505.16411"
+    cost: ClassVar[str] = "attention scores of each step"
+    off: ClassVar[str] = "factor=1"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.suppress <= 1 or self.factor < 0:
+            raise ValueError(
+                "expected a share to suppress between 0 and 1 and a factor of at least 0, "
+                f"got {self.suppress} and {self.factor}"
+            )
+
+    @contextmanager
+    def _steer(self, model: LVLM, inputs: Inputs) -> Iterator[dict[str, Any]]:
+        layers = range(model.n_layers // 2) if self.layers is None else self.layers
+        number = round(self.suppress * model.n_heads)
+
+        def choose(layer: int, call: AttentionCall, _: Memory, marks: Marks) -> tuple[AttentionCall, Tensor] | None:
+            if layer not in layers:
+                return None
+            image, _generated = marks.rows(call, call.key.shape[2])
+            pattern = call.pattern()
+            looked = (pattern.float() * image[:, None, None]).sum(-1)  # [batch, head, query]
+            least = looked.argsort(dim=1, stable=True).argsort(dim=1) < number
+            asks = ~image[:, None, -pattern.shape[2] :]
+            return call, pattern * torch.where(least & asks, self.factor, 1.0)[..., None].to(pattern)
+
+        if self.factor == 1 or not number:
+            yield {}
+            return
+        with attending(model, inputs, choose) as options:
+            yield options
 
     @contextmanager
     def __call__(self, model: LVLM) -> Iterator[None]:

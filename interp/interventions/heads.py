@@ -1,9 +1,10 @@
-"""Editing head outputs while a model generates, natively: no trace, no cost beyond a multiplication."""
+"""Scaling head outputs while a model runs, natively, and what a head adds to the residual stream."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ def scaled_heads(model: LVLM, scale: Float[Tensor, "batch layer head"]) -> Itera
     """While open, multiply the output of every head, at every position, by its factor.
 
     Row i of `scale` serves row i of the batch; with beams or several returned sequences a row is repeated
-    for each of its copies.  Layers whose factors are all 1 are left alone.
+    for each of its copies.  Layers whose factors are all 1 are left alone, unless gradients are wanted.
     """
     if scale.shape[1:] != (model.n_layers, model.n_heads):
         raise ValueError(
@@ -34,7 +35,18 @@ def scaled_heads(model: LVLM, scale: Float[Tensor, "batch layer head"]) -> Itera
 
     with ExitStack() as stack:
         for layer in range(model.n_layers):
-            if (scale[:, layer] != 1).any():
+            if scale.requires_grad or (scale[:, layer] != 1).any():
                 handle = model.out_proj(layer).register_forward_pre_hook(hook(layer))
                 stack.callback(handle.remove)
         yield
+
+
+def head_directions(
+    model: LVLM, z: Float[Tensor, "*batch head d_head"], layer: int
+) -> Float[Tensor, "*batch head d_model"]:
+    """What each head of a layer adds to the residual stream: its share of the output projection, without the bias."""
+    project = model.out_proj(layer)
+    alone = torch.zeros(*z.shape[:-2], model.n_heads, model.n_heads, model.d_head, dtype=z.dtype, device=z.device)
+    heads = torch.arange(model.n_heads, device=z.device)
+    alone[..., heads, heads, :] = z
+    return project(alone.flatten(-2)) - project(torch.zeros_like(alone[..., :1, :, :]).flatten(-2))

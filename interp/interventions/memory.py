@@ -98,6 +98,12 @@ class Marks:
         prompt = torch.zeros_like(image)
         return torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
 
+    def padding(self, call: AttentionCall, n_keys: int) -> Bool[Tensor, "batch key"]:
+        """Which of the first `n_keys` tokens are padding, rows repeated for beams."""
+        copies = call.query.shape[0] // self.real.shape[0]
+        empty = ~self.real.repeat_interleave(copies, 0).to(call.query.device)
+        return torch.nn.functional.pad(empty, (0, n_keys - empty.shape[1]))
+
 
 Choose = Callable[[int, AttentionCall, Memory, Marks], tuple[AttentionCall, Tensor] | None]
 """What a layer attends to: from layer, call, its memory and the marks, the call to make and its probabilities

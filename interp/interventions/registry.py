@@ -9,7 +9,9 @@ from typing import Any
 
 from interp.interventions.contrast import M3ID, VCD
 from interp.interventions.decoding import Beams, Greedy, Sampling
-from interp.interventions.guidance import PAI, DoLa
+from interp.interventions.edits import EditHeads
+from interp.interventions.guidance import PAI, SPIN, DoLa
+from interp.interventions.opera import OPERA
 from interp.interventions.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
 from interp.interventions.vasparse import VASparse
 from interp.interventions.vhr import VHR
@@ -26,11 +28,14 @@ METHODS: dict[str, Any] = {
     "vhr": partial(VHR, choice="vision-aware"),
     "random-heads": partial(VHR, choice="random"),
     "bottom-heads": partial(VHR, choice="bottom"),
+    "edit": EditHeads,
     "vasparse": VASparse,
     "vcd": VCD,
     "m3id": M3ID,
     "pai": PAI,
     "dola": DoLa,
+    "spin": SPIN,
+    "opera": OPERA,
     "top-k": TopK,
     "fastv": FastV,
     "streaming-llm": StreamingLLM,

@@ -39,10 +39,16 @@ CHOICES = {
 
 
 def top_mask(
-    delta: Float[Tensor, "*row key"], scope: Bool[Tensor, "*row key"], keep: float
+    delta: Float[Tensor, "*row key"],
+    scope: Bool[Tensor, "*row key"],
+    keep: float,
+    total: Int[Tensor, "*#row 1"] | None = None,
 ) -> Bool[Tensor, "*row key"]:
-    """The `ceil(keep x scope)` keys of largest `delta` among those in scope; the earlier one where they tie."""
-    number = (keep * scope.sum(-1, keepdim=True) - 1e-9).ceil()
+    """The `ceil(keep x total)` keys of largest `delta` among those in scope; the earlier one where they tie.
+
+    `total` defaults to the number in scope.
+    """
+    number = (keep * (scope.sum(-1, keepdim=True) if total is None else total) - 1e-9).ceil()
     order = delta.masked_fill(~scope, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return (order.argsort(dim=-1) < number) & scope
 
@@ -148,9 +154,15 @@ class VASparse:
         """The paper's settings (the defaults)."""
         return cls()
 
-    def _scope(self, call: AttentionCall, memory: Memory, marks: Marks) -> tuple[Tensor, Tensor]:
-        """Image keys and keys in scope `[batch, kv_head or 1, key]`, of the keys that are still there."""
+    def _scope(self, call: AttentionCall, memory: Memory, marks: Marks) -> tuple[Tensor, Tensor, Tensor]:
+        """Image keys and keys in scope `[batch, kv_head or 1, key]`, of the keys that are still there.
+
+        And how many keys were ever in scope `[batch, 1, 1, 1]`: `S` is a share of these, else evictions would compound.
+        """
         image, generated = (x[:, None] for x in marks.rows(call, memory.seen))
+        padding = marks.padding(call, memory.seen)
+        ever = {"generated": generated[:, 0], "image": image[:, 0], "all": ~padding}[self.scope]
+        total = ever.sum(-1)[:, None, None, None]
         if "place" in memory.notes:  # after evictions, each key-value head has its own
             new = torch.arange(memory.seen - call.query.shape[2], memory.seen, device=image.device)
             place = memory.notes["place"]
@@ -158,13 +170,13 @@ class VASparse:
             memory.notes["place"] = place
             image, generated = image.expand(-1, place.shape[1], -1), generated.expand(-1, place.shape[1], -1)
             image, generated = image.gather(-1, place), generated.gather(-1, place)
-        return image, {"generated": generated, "image": image, "all": torch.ones_like(image)}[self.scope]
+        return image, {"generated": generated, "image": image, "all": torch.ones_like(image)}[self.scope], total
 
     def choose(self, _: int, call: AttentionCall, memory: Memory, marks: Marks) -> tuple[AttentionCall, Tensor] | None:
         """What a layer attends to; see `interp.interventions.memory.Choose`."""
         heads, kv_heads, n_queries = call.query.shape[1], call.key.shape[1], call.query.shape[2]
         groups = heads // kv_heads
-        image, scope = self._scope(call, memory, marks)
+        image, scope, total = self._scope(call, memory, marks)
         if "alive" in memory.notes:
             alive = torch.nn.functional.pad(memory.notes["alive"], (0, n_queries), value=True)
             call = replace(call, mask=alive.repeat_interleave(groups, 1)[:, :, None].expand(-1, -1, n_queries, -1))
@@ -200,7 +212,7 @@ class VASparse:
         if self.when != "step":
             delta = delta.unflatten(1, (kv_heads, groups)).mean(2).repeat_interleave(groups, 1)
         inside = inside.expand_as(delta)
-        kept = top_mask(delta, inside, self.keep) | (visible & ~inside)
+        kept = top_mask(delta, inside, self.keep, None if self.when == "step" else total) | (visible & ~inside)
         if self.when != "step":
             if n_queries > 1:  # the prefill attends to everything; its last query decides what stays
                 self._forget(memory, kept[:, ::groups, -1])

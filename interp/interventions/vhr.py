@@ -6,22 +6,24 @@ arXiv 2412.13949, eqs. 6 and 7, algorithm 1.
 Symbols: `VHD[l,i]` is `vhd`; `TA[l,i] = ||A[l,i](no image)||^2` is `text_energy`; `H_l` is `heads`; `alpha`
 keeps its name.  The paper leaves open, and this file makes a parameter: the standard deviation
 (`deviation`, default sample) and whether the image-free stream is reinforced too (`reinforce_twin`, default
-yes, so that both streams differ by the image only).  `alpha` and `layers` default to the paper's settings
-for LLaVA-1.5-7b, the layers scaled to the depth of the model.
+yes, so that both streams differ by the image only).  Layers default to the paper's for the model's family, scaled to
+its depth (`PRESETS`).  `reselect` is a variant, not the paper's: sets are chosen anew at every step, while the cache
+keeps what earlier sets wrote.  The paper's ablation "same heads for every image" is `EditHeads(op="scale")`.
 """
 
+import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.interventions.heads import scaled_heads
+from interp.interventions.heads import head_directions, scaled_heads
 from interp.metrics.vhd import head_divergence
-from interp.models import LVLM, Inputs, paired, visit
+from interp.models import LVLM, TWINS, Inputs, paired, read, visit
 from interp.trace import streams
 
 CHOICES = ("vision-aware", "bottom", "random")
@@ -36,10 +38,18 @@ class HeadSelection:
     vhd: Float[Tensor, "batch layer head"]
 
 
-def paper_layers(n_layers: int) -> tuple[int, ...]:
-    """The second layer and the last 14 of 32 (LLaVA-1.5-7b), scaled to `n_layers`."""
-    last = round(n_layers * 14 / 32)
-    return tuple(sorted({min(1, n_layers - 1), *range(n_layers - last, n_layers)}))
+PRESETS = {"llava": (True, 14 / 32), "instructblip": (False, 18 / 32), "second": (True, 0.0), "all": (True, 1.0)}
+"""Whether the second layer is reinforced, and which share of the last ones: LLaVA-1.5 and LLaVA-NeXT, InstructBLIP."""
+
+
+def paper_layers(n_layers: int, preset: str = "llava") -> tuple[int, ...]:
+    """Layers by a name in `PRESETS`, or the last ones by a share such as `last44%`, scaled to `n_layers`."""
+    share = re.fullmatch(r"last(\d+(?:\.\d+)?)%", preset)
+    if share is None and preset not in PRESETS:
+        raise ValueError(f"preset is one of {', '.join(PRESETS)} or a share such as last44%, got {preset!r}")
+    second, last = PRESETS[preset] if share is None else (False, float(share[1]) / 100)
+    n_last = min(round(n_layers * last), n_layers)
+    return tuple(sorted({*([min(1, n_layers - 1)] if second else []), *range(n_layers - n_last, n_layers)}))
 
 
 def negative_outliers(
@@ -54,10 +64,13 @@ def negative_outliers(
 
 
 def vision_aware_heads(
-    vhd: Float[Tensor, "*batch head"], text_energy: Float[Tensor, "*batch head"], deviation: str = "sample"
+    vhd: Float[Tensor, "*batch head"],
+    text_energy: Float[Tensor, "*batch head"],
+    deviation: str = "sample",
+    outliers: bool = True,
 ) -> Bool[Tensor, "*batch head"]:
-    """`H_l` (eq. 7): heads whose VHD, outliers set to zero, is above the median of the layer."""
-    cleaned = vhd.masked_fill(negative_outliers(vhd, text_energy, deviation), 0.0)
+    """`H_l` (eq. 7): heads whose VHD, outliers set to zero (unless not `outliers`), is above the layer's median."""
+    cleaned = vhd.masked_fill(negative_outliers(vhd, text_energy, deviation), 0.0) if outliers else vhd
     return cleaned > cleaned.quantile(0.5, dim=-1, keepdim=True)
 
 
@@ -67,13 +80,20 @@ class VHR:
 
     `choice="bottom"` and `choice="random"` are its controls: in each layer as many heads as VHR would take,
     the ones of lowest VHD, or a set drawn from `seed` and kept for all images.  `alpha=1` changes nothing.
+
+    `layers` are numbers, else `preset` says which (`auto`: the paper's for the family); `twin` how the picture is taken
+    away; `outliers=False` leaves out eq. 6; `reselect` chooses anew at every step.
     """
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None
+    preset: str = "auto"
     choice: str = "vision-aware"
     deviation: str = "sample"
+    outliers: bool = True
     reinforce_twin: bool = True
+    twin: str = "remove"
+    reselect: bool = False
     seed: int = 0
 
     citation: ClassVar[str] = "He et al., ACL 2025, arXiv 2412.13949"
@@ -87,9 +107,15 @@ class VHR:
             raise ValueError(f"choice is one of {', '.join(CHOICES)}, got {self.choice!r}")
         if self.deviation not in DEVIATIONS:
             raise ValueError(f"deviation is one of {', '.join(DEVIATIONS)}, got {self.deviation!r}")
+        if self.twin not in TWINS:
+            raise ValueError(f"twin is one of {', '.join(TWINS)}, got {self.twin!r}")
+        if self.preset != "auto":
+            paper_layers(32, self.preset)
 
     def _chosen_layers(self, model: LVLM) -> tuple[int, ...]:
-        layers = paper_layers(model.n_layers) if self.layers is None else self.layers
+        family = model.family.name if model.family.name in PRESETS else "llava"
+        preset = family if self.preset == "auto" else self.preset
+        layers = paper_layers(model.n_layers, preset) if self.layers is None else self.layers
         wrong = [layer for layer in layers if not 0 <= layer < model.n_layers]
         if wrong:
             raise ValueError(f"layers are between 0 and {model.n_layers - 1} in this model, got {wrong}")
@@ -107,8 +133,11 @@ class VHR:
         rank = order.argsort(-1)
         return rank < vision_aware.sum(-1, keepdim=True)
 
-    def select(self, model: LVLM, inputs: Inputs) -> HeadSelection:
-        """Choose the heads, layer by layer in one traced pass: each layer sees the earlier ones reinforced."""
+    def select(self, model: LVLM, inputs: Inputs, written: Int[Tensor, "batch token"] | None = None) -> HeadSelection:
+        """Choose the heads, layer by layer in one traced pass: each layer sees the earlier ones reinforced.
+
+        At the last position of the prompts, or of the tokens `written` after them.
+        """
         layers = self._chosen_layers(model)
         heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
         vhd = torch.zeros(heads.shape, device=model.device)
@@ -120,19 +149,43 @@ class VHR:
                 return None
             text_energy = without.float().square().sum(-1).to(vhd.device)
             heads[:, layer] = self._control(
-                layer, vhd[:, layer], vision_aware_heads(vhd[:, layer], text_energy, self.deviation)
+                layer, vhd[:, layer], vision_aware_heads(vhd[:, layer], text_energy, self.deviation, self.outliers)
             )
             factor = torch.where(heads[:, layer], self.alpha, 1.0).to(z)
             twin = factor if self.reinforce_twin else torch.ones_like(factor)
             return z * torch.stack([factor, twin], 1).flatten(0, 1)[:, None, :, None]
 
-        visit(model, paired(model, inputs), {"z": reinforce})
+        visit(model, paired(model, inputs, self.twin, None if written is None else list(written)), {"z": reinforce})
         return HeadSelection(heads, vhd)
 
     @contextmanager
     def _steer(self, model: LVLM, inputs: Inputs, record: list[HeadSelection]) -> Iterator[None]:
         record.append(self.select(model, inputs))
-        with scaled_heads(model, torch.where(record[-1].heads, self.alpha, 1.0)):
+        scale = torch.where(record[-1].heads, self.alpha, 1.0)
+        if not self.reselect:
+            with scaled_heads(model, scale):
+                yield
+            return
+        if model.family.needs_pixels:  # they generate inside their language model, which sees no token ids at first
+            raise ValueError(f"reselect=true cannot follow what a {model.family.name} model generates")
+        first, written, selecting = scale.clone(), inputs.input_ids[:, :0], False
+
+        def before(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal written, selecting
+            ids = kwargs["input_ids"]
+            if selecting or ids.shape[1] > 1:
+                return
+            if len(ids) != len(scale):
+                raise ValueError("reselect=true cannot follow beams; generate with one")
+            written, selecting = torch.cat([written, ids], 1), True
+            scale.fill_(1.0)
+            scale.copy_(torch.where(self.select(model, inputs, written).heads, self.alpha, 1.0))
+            selecting = False
+
+        scale[:, list(self._chosen_layers(model))] = self.alpha  # so that every layer is watched
+        with scaled_heads(model, scale), ExitStack() as stack:
+            scale.copy_(first)
+            stack.callback(model.hf.register_forward_pre_hook(before, with_kwargs=True).remove)
             yield
 
     @contextmanager
@@ -146,3 +199,21 @@ class VHR:
 
         with model.steered(steering):
             yield record
+
+
+@torch.no_grad()
+def alignment(model: LVLM, inputs: Inputs, alpha: float = 2.0) -> Float[Tensor, "2 batch layer head"]:
+    """Proposition 1, measured at the last prompt position: `cos(Z, Z_h)` before and after head h alone is scaled.
+
+    `Z` is the residual stream after attention as the MLP's norm gives it, `Z_h` what the norm gives for head h's
+    contribution alone.
+    """
+    found = read(model, inputs, ["resid_pre", "attn_out", "z"], positions=inputs.last[:, None])
+    cosines = []
+    for layer in range(model.n_layers):
+        norm = model.part(layer, model.family.mlp_norm)
+        stream = (found["resid_pre"][:, layer, 0] + found["attn_out"][:, layer, 0])[:, None]
+        alone = head_directions(model, found["z"][:, layer, 0], layer)
+        both = [norm(stream + (factor - 1) * alone) for factor in (1.0, alpha)]
+        cosines.append(torch.stack([torch.cosine_similarity(z, norm(alone), dim=-1).float() for z in both]))
+    return torch.stack(cosines, 2)

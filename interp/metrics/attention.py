@@ -19,6 +19,10 @@ RECALLS = (0.9, 0.95, 0.98)
 """Shares of the mass whose smallest set of keys is measured."""
 KINDS = ("image", "prompt", "generated")
 PADDING = -1
+SELECTED = (0.1, 0.5, 0.9)
+"""Shares of the keys for which selection by squared logit is measured."""
+STRONG = -1.0
+"""A scaled score below this is strongly negative: e times less attention than a score of 0."""
 
 
 def received(attention: Float[Tensor, "*head query key"]) -> Float[Tensor, "*head key"]:
@@ -122,6 +126,34 @@ def sparsity(
         share_rest.clamp(max=1).where(~left.isnan(), torch.nan),
         kept / kept.sum(-1, keepdim=True).clamp(min=1),
     )
+
+
+@dataclass(frozen=True)
+class SquaredSelection:
+    """What choosing keys by their squared score (VASparse, eq. 3 without `P`) chooses.
+
+    `squared[..., i, :]` tells of the top `SELECTED[i]` of the keys: the share whose score is negative, the share below
+    `STRONG`, the attention they hold, and the attention held by as many keys chosen by probability.
+    """
+
+    squared: Float[Tensor, "*query selected 4"]
+
+
+def squared_selection(
+    scores: Float[Tensor, "batch head query key"], pattern: Float[Tensor, "batch head query key"]
+) -> SquaredSelection:
+    """Selection by squared score among the keys each query can see; `scores` are scaled, minus infinity where not."""
+    visible = scores.isfinite()
+    order = scores.square().masked_fill(~visible, -1.0).argsort(dim=-1, descending=True)
+    chosen, mass = scores.gather(-1, order), pattern.gather(-1, order).cumsum(-1)
+    most = pattern.sort(dim=-1, descending=True).values.cumsum(-1)
+    n = visible.sum(-1, keepdim=True)
+    fractions = torch.tensor(SELECTED, dtype=torch.float64, device=scores.device)
+    number = (fractions * n - 1e-9).ceil().long().clamp(min=1)
+    found = [(chosen < 0).cumsum(-1).gather(-1, number - 1) / number]
+    found += [(chosen < STRONG).cumsum(-1).gather(-1, number - 1) / number]
+    found += [mass.gather(-1, number - 1), most.gather(-1, number - 1)]
+    return SquaredSelection(torch.stack(found, -1).float())
 
 
 def _at_least(

@@ -1,4 +1,4 @@
-"""How well a score separates two groups, with a confounder held fixed if asked."""
+"""How well a score separates two groups, with a confounder held fixed if asked, and how alike two rankings are."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +20,12 @@ def stratified_auroc(scores: ArrayLike, positive: ArrayLike, strata: ArrayLike) 
     results = [_wins(s[g == stratum], p[g == stratum]) for stratum in np.unique(g)]
     pairs = sum(n for _, n in results)
     return sum(w for w, _ in results) / pairs if pairs else None
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
+    """Rank correlation; None where one of them does not vary."""
+    x, y = np.ravel(np.asarray(a, dtype=float)), np.ravel(np.asarray(b, dtype=float))
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else None
 
 
 def _wins(scores: np.ndarray, positive: np.ndarray) -> tuple[float, int]:

@@ -28,6 +28,8 @@ class Family:
     """The module whose output is what attention adds to the residual stream."""
     mlp_out: str = "mlp"
     """The module whose output is what the MLP adds to it."""
+    mlp_norm: str = "post_attention_layernorm"
+    """The norm through which the MLP reads the residual stream."""
     norm: str = "norm"
     """The decoder's last norm, beside its layers."""
     image_token: str | None = "image_token_id"
@@ -60,7 +62,11 @@ class Family:
 
 _VICUNA = "USER: {images}\n{text} ASSISTANT:"
 _LLM = "model.language_model.layers"
-_SANDWICH: dict[str, Any] = {"attention_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+_SANDWICH: dict[str, Any] = {
+    "attention_out": "post_attention_layernorm",
+    "mlp_out": "post_feedforward_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+}
 _QWEN_VL: dict[str, Any] = {
     "rope_index": "model.get_rope_index",
     "layout": "grid",
@@ -74,7 +80,12 @@ _IDEFICS: dict[str, Any] = {
         *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
     ),
 }
-_OPT: dict[str, Any] = {"out_proj": "self_attn.out_proj", "mlp_out": "fc2", "norm": "final_layer_norm"}
+_OPT: dict[str, Any] = {
+    "out_proj": "self_attn.out_proj",
+    "mlp_out": "fc2",
+    "mlp_norm": "final_layer_norm",
+    "norm": "final_layer_norm",
+}
 
 VISION: tuple[Family, ...] = (
     Family("llava", ("LlavaForConditionalGeneration",), _LLM, prompt=_VICUNA, layout="square"),
@@ -143,6 +154,7 @@ TEXT: tuple[Family, ...] = (
         attention="attn",
         out_proj="attn.c_proj",
         attention_out="attn",
+        mlp_norm="ln_2",
         norm="ln_f",
         image_token=None,
     ),

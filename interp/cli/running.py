@@ -1,0 +1,66 @@
+"""Commands that run over a data set; their options are the fields of the configurations."""
+
+from dataclasses import dataclass
+
+from interp.attention import SurveyConfig, run_survey
+from interp.causal import CausalConfig, run_causal
+from interp.interventions import describe_methods
+from interp.study import StudyConfig, run_study
+from interp.sweep import SweepConfig, run_sweep
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List every method with its parameters, citation, cost, and the setting that changes nothing."""
+
+    def __call__(self) -> None:
+        """Print the list."""
+        print(describe_methods())
+
+
+@dataclass(frozen=True)
+class Study(StudyConfig):
+    """Caption images with several methods, look at the heads with and without the image, and compare."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Run the study and print its table."""
+        print(run_study(StudyConfig(**vars(self))))
+
+
+@dataclass(frozen=True)
+class Sweep(SweepConfig):
+    """Study methods at every combination of some parameters' values and draw the curves."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Run the sweep and print its table."""
+        print(run_sweep(SweepConfig(**vars(self))))
+
+
+@dataclass(frozen=True)
+class Attention(SurveyConfig):
+    """Sparsity curves, sinks and attention to the image, measured while captions are written."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Run the survey and print its tables."""
+        print(run_survey(SurveyConfig(**vars(self))))
+
+
+@dataclass(frozen=True)
+class Causal(CausalConfig):
+    """What each head does for hallucinated and for correct words, and how heads rank; writes heads.npz."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Measure and print the tables."""
+        print(run_causal(CausalConfig(**vars(self))))
