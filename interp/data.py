@@ -1,7 +1,7 @@
 """What a study runs on: images with their true objects, from the testbed or from a COCO folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from interp.evaluate.coco import CocoImage, read_coco
 from interp.evaluate.objects import ObjectParser
 from interp.testbed.draw import draw
+from interp.testbed.score import scene_questions
 from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, scene
 
 
@@ -31,18 +32,24 @@ class Data:
     name: str
     image_ids: tuple[int, ...]
     load: Callable[[int], Sample]
+    questions: Callable[[int], tuple[tuple[str, bool], ...]] | None = None
+    """Yes/no questions about an image with their answers, if the data has some."""
 
     def limited(self, limit: int | None, seed: int) -> "Data":
         """A seeded sample of `limit` images, sorted; all of them if there are fewer or `limit` is None."""
         if limit is None or limit >= len(self.image_ids):
             return self
         picked = np.random.default_rng(seed).choice(self.image_ids, size=limit, replace=False)
-        return Data(self.name, tuple(sorted(int(i) for i in picked)), self.load)
+        return replace(self, image_ids=tuple(sorted(int(i) for i in picked)))
 
 
 def _load_scene(kind: Kind, split: Split, image_id: int) -> Sample:
     s = scene(kind, split, image_id)
     return Sample(image_id, Image.fromarray(draw(s)), s.categories)
+
+
+def _questions(kind: Kind, split: Split, image_id: int) -> tuple[tuple[str, bool], ...]:
+    return tuple((q.text, q.present) for q in scene_questions(kind, split, image_id, "adversarial"))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -65,7 +72,9 @@ def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
         if split not in (None, *SPLITS):
             raise ValueError(f"the testbed's splits are {', '.join(SPLITS)}, got {split!r}")
         chosen = cast(Split, split or "test")
-        return Data(name, tuple(range(EVALUATION_SCENES)), partial(_load_scene, cast(Kind, place), chosen))
+        kind = cast(Kind, place)
+        ask = partial(_questions, kind, chosen)
+        return Data(name, tuple(range(EVALUATION_SCENES)), partial(_load_scene, kind, chosen), ask)
     if source == "coco" and place:
         images = dict(read_coco(Path(place), split, parser))
         return Data(name, tuple(sorted(images)), partial(_load_file, images))

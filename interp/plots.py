@@ -39,9 +39,18 @@ def head_heatmap(
     """Heat map of one number a head, a row a layer and a column a head; signed values are centred on 0."""
     n_layers, n_heads = values.shape
     ax = _axes(ax, (1.6 + 0.5 * min(n_heads, 20), 1.2 + 0.4 * min(n_layers, 20)))
-    scale: Any = {"cmap": "coolwarm", "center": 0} if signed else {"cmap": "rocket", "vmin": 0}
+    most = float(np.abs(values).max()) or 1.0
+    scale: Any = {"cmap": "coolwarm", "vmin": -most, "vmax": most} if signed else {"cmap": "rocket", "vmin": 0}
     small = n_layers * n_heads <= 144
-    sns.heatmap(values, ax=ax, annot=small, fmt=".1f", annot_kws={"size": 7}, cbar_kws={"label": label}, **scale)
+    sns.heatmap(
+        values,
+        ax=ax,
+        annot=small,
+        fmt=".1f" if most >= 3 else ".2f",
+        annot_kws={"size": 7},
+        cbar_kws={"label": label},
+        **scale,
+    )
     ax.set(xlabel="head", ylabel="layer", title=title)
     ax.tick_params(axis="y", rotation=0)
     return ax
@@ -234,3 +243,24 @@ def predicted_against(
     ax.set(xlabel=xlabel, ylabel=ylabel, title="every head and word")
     sns.despine(ax=ax)
     return ax
+
+
+def against_controls(panels: Mapping[str, Mapping[str, Interval]], controls: Sequence[str]) -> list[Axes]:
+    """A panel for each measure: every method with its 95 % interval, the range of the controls as a band behind."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3.2), layout="constrained", squeeze=False)
+    for ax, (label, values) in zip(axes[0], panels.items(), strict=True):
+        shown = {name: v for name, v in values.items() if name not in controls}
+        for x, (name, v) in enumerate(shown.items()):
+            ends = [[max(v.value - v.low, 0)], [max(v.high - v.value, 0)]]
+            colour = "black" if name == "greedy" else HALLUCINATED
+            ax.errorbar(x, v.value, yerr=ends, fmt="o", color=colour, capsize=3)
+        random = [values[name].value for name in controls if name in values]
+        if random:
+            ax.axhspan(min(random), max(random), color="grey", alpha=0.25, linewidth=0)
+            ax.axhline(float(np.mean(random)), color="grey", linestyle="--", linewidth=1)
+        names = [name.replace(" by ", "\nby ") for name in shown]
+        ax.set(ylabel=label, xlim=(-0.6, len(shown) - 0.4), xticks=range(len(shown)), xticklabels=names)
+        ax.tick_params(axis="x", labelsize=8)
+        sns.despine(ax=ax)
+    figure.suptitle(f"grey: {len(controls)} sets of as many random heads", fontsize=9)
+    return list(axes[0])

@@ -1,12 +1,14 @@
 """From a study's caption records to its word records, its summary, its table and its figures."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from interp import plots
 from interp.evaluate.chair import CaptionScore, rates, table
@@ -15,6 +17,8 @@ from interp.evaluate.statistics import Interval, differences, intervals
 from interp.metrics.ranking import auroc, stratified_auroc
 
 POSITION_STRATA = 10
+MANY = 40
+"""With more methods than this a figure of all of them shows nothing."""
 _Row = dict[str, Any]
 
 
@@ -42,11 +46,37 @@ class TVhdSummary:
 
 
 @dataclass(frozen=True)
+class ChosenHeads:
+    """The heads that a method chose: how often each, in % of images, and how alike the sets of two images are.
+
+    `overlap` is the mean over pairs of images of the heads in both by those in either (Jaccard); None for one image.
+    """
+
+    frequency: Float[np.ndarray, "layer head"]
+    overlap: float | None
+
+    @classmethod
+    def of(cls, sets: Sequence[Sequence[Sequence[int]]], shape: tuple[int, int]) -> "ChosenHeads":
+        """From the `(layer, head)` pairs of each image."""
+        chosen = np.zeros((len(sets), *shape))
+        for row, heads in zip(chosen, sets, strict=True):
+            for layer, head in heads:
+                row[layer, head] = 1
+        flat = chosen.reshape(len(sets), -1)
+        both, size = flat @ flat.T, flat.sum(1)
+        either = size[:, None] + size - both
+        jaccard = np.divide(both, either, out=np.ones_like(both), where=either > 0)
+        pairs = ~np.eye(len(sets), dtype=bool)
+        return cls(100 * chosen.mean(0), float(jaccard[pairs].mean()) if len(sets) > 1 else None)
+
+
+@dataclass(frozen=True)
 class Summary:
-    """A study's results: rates in percent with 95 % intervals, differences from greedy, T-VHD of words."""
+    """A study's results: rates in percent with 95 % intervals, differences from greedy, chosen heads, T-VHD."""
 
     methods: dict[str, dict[str, Interval]]
     versus_greedy: dict[str, dict[str, Interval]]
+    heads: dict[str, ChosenHeads]
     t_vhd: TVhdSummary
     out: Path
 
@@ -60,10 +90,18 @@ class Summary:
             if name in self.versus_greedy:
                 versus = self.versus_greedy[name].items()
                 methods[name]["versus_greedy"] = {key: asdict(value) for key, value in versus}
+        for name, chosen in self.heads.items():
+            methods[name]["heads"] = {"frequency": chosen.frequency.tolist(), "overlap": chosen.overlap}
         return {"methods": methods, "t_vhd": asdict(self.t_vhd)}
 
     def __str__(self) -> str:
-        return "\n".join([*_table(self), "", *_t_vhd_lines(self.t_vhd), "", f"results: {self.out}"])
+        shared = [
+            f"{name}: two images' head sets share {100 * chosen.overlap:.0f} % of the heads in either"
+            for name, chosen in self.heads.items()
+            if chosen.overlap is not None
+        ]
+        lines = [*_table(self), "", *shared, *([""] if shared else []), *_t_vhd_lines(self.t_vhd)]
+        return "\n".join([*lines, "", f"results: {self.out}"])
 
 
 def _score(row: _Row) -> CaptionScore:
@@ -166,8 +204,9 @@ def t_vhd_summary(
     )
 
 
-def _cell(value: Interval, signed: bool = False) -> str:
-    form = "+.1f" if signed else ".1f"
+def cell(value: Interval, signed: bool = False, digits: int = 1) -> str:
+    """A value with its interval, as text."""
+    form = f"{'+' if signed else ''}.{digits}f"
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
@@ -179,17 +218,18 @@ def _table(summary: Summary) -> list[str]:
     rows = [["method", *_COLUMNS.values(), "tokens/s", "KV KiB"]]
     for name, values in summary.methods.items():
         effort = (f"{values[c].value:.0f}" for c in ("tokens_per_s", "kv_kib"))
-        rows.append([name, *(_cell(values[c]) for c in _COLUMNS), *effort])
-    lines = ["with 95 % bootstrap intervals over images", *_aligned(rows)]
+        rows.append([name, *(cell(values[c]) for c in _COLUMNS), *effort])
+    lines = ["with 95 % bootstrap intervals over images", *aligned(rows)]
     if summary.versus_greedy:
         rows = [["method", *_COLUMNS.values()]]
         for name, values in summary.versus_greedy.items():
-            rows.append([name, *(_cell(values[c], signed=True) for c in _COLUMNS)])
-        lines += ["", "minus greedy on the same images, paired", *_aligned(rows)]
+            rows.append([name, *(cell(values[c], signed=True) for c in _COLUMNS)])
+        lines += ["", "minus greedy on the same images, paired", *aligned(rows)]
     return lines
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns under each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -214,6 +254,15 @@ def _t_vhd_lines(t: TVhdSummary) -> list[str]:
     return lines
 
 
+def _chosen(order: dict[str, list[_Row]]) -> dict[str, ChosenHeads]:
+    """The heads that each method chose, where one does."""
+    shape = next((np.shape(row["vhd"]) for row in order["greedy"] if "vhd" in row), None)
+    if shape is None:
+        return {}
+    found = {name: [row["heads"] for row in rows if "heads" in row] for name, rows in order.items()}
+    return {name: ChosenHeads.of(sets, (shape[0], shape[1])) for name, sets in found.items() if sets}
+
+
 def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top_k: int, seed: int) -> Summary:
     """Write `tokens.jsonl`, `summary.json` and the figures of a study into `out`."""
     order = {name: sorted((r for r in rows if r["method"] == name), key=lambda r: r["image_id"]) for name in methods}
@@ -223,6 +272,7 @@ def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top
     summary = Summary(
         {name: intervals(table, _rates, seed=seed) for name, table in tables.items()},
         {n: differences(t, tables["greedy"], _rates, seed=seed) for n, t in tables.items() if n != "greedy"},
+        _chosen(order),
         t_vhd_summary(traced, spans, top_k, seed),
         out,
     )
@@ -233,7 +283,13 @@ def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top
         np.save(out / "vhd.npy", maps)
         title = "VHD at the first step, mean over images"
         plots.save(plots.head_heatmap(maps.mean(0), "VHD", title), out / "vhd.png")
+        for name, chosen in summary.heads.items():
+            title = f"heads that {name} chose"
+            file = re.sub(r"[^\w.=-]+", "-", f"heads-{name}")
+            plots.save(plots.head_heatmap(chosen.frequency, "% of images", title), out / f"{file}.png")
     plots.save(plots.t_vhd_histograms(traced, spans, top_k), out / "t_vhd.png")
-    plots.save(plots.chair_against(summary.methods, "recall", "recall of true objects (%)"), out / "chair_recall.png")
-    plots.save(plots.chair_against(summary.methods, "tokens_per_s", "tokens per second"), out / "chair_speed.png")
+    if len(methods) <= MANY:
+        against = {"recall": "recall of true objects (%)", "tokens_per_s": "tokens per second"}
+        for (column, label), file in zip(against.items(), ("chair_recall.png", "chair_speed.png"), strict=True):
+            plots.save(plots.chair_against(summary.methods, column, label), out / file)
     return summary

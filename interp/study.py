@@ -1,8 +1,8 @@
 """The study: captions with each method, their hallucinations, T-VHD of the words, one table and three figures."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from interp.data import Data, Sample, open_data
 from interp.evaluate.alignment import sentences, token_ends, tokens_of
 from interp.evaluate.chair import score_caption
 from interp.evaluate.objects import ObjectParser
-from interp.interventions import Greedy, Method, parse_method
+from interp.interventions import EditHeads, Greedy, Method, parse_method
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Generation, Inputs, load
 from interp.records import Manifest, Records, device_name
@@ -37,6 +37,8 @@ class StudyConfig:
     """How many images, drawn by seed from the sorted ids; None for all."""
     methods: str = "greedy,vhr,random-heads,bottom-heads"
     """Comma-separated methods; parameters follow a colon, as in vhr:alpha=1.5."""
+    ranking: str | None = None
+    """heads.npz of `interp causal`, for edits that choose heads: edit:heads=top:share=0.1:by=vhd."""
     seed: int = 0
     """Seed of the sample of images and of the bootstrap; random heads have their own, random-heads:seed=1."""
     prompt: str = "Please describe this image in detail."
@@ -70,11 +72,15 @@ class StudyConfig:
     @property
     def parsed_methods(self) -> dict[str, Method]:
         """The methods by the name they were given; greedy comes first, because the others are compared with it."""
-        names = [m.strip() for m in self.methods.split(",")]
-        return {name: parse_method(name) for name in dict.fromkeys([BASELINE, *names])}
+        names = dict.fromkeys([BASELINE, *(m.strip() for m in self.methods.split(","))])
+        methods = {name: parse_method(name) for name in names}
+        for name, method in methods.items():
+            if isinstance(method, EditHeads) and self.ranking and not method.ranking:
+                methods[name] = replace(method, ranking=self.ranking)
+        return methods
 
 
-def manifest_of(config: StudyConfig, model: LVLM, data: Data, top_k: int) -> Manifest:
+def manifest_of(config: StudyConfig, model: LVLM, data: Data, top_k: int, methods: Mapping[str, Method]) -> Manifest:
     """What decides the results of a study."""
     return Manifest.of(
         model=config.model,
@@ -82,7 +88,7 @@ def manifest_of(config: StudyConfig, model: LVLM, data: Data, top_k: int) -> Man
         data=config.data,
         split=config.split,
         image_ids=list(data.image_ids),
-        methods={name: repr(method) for name, method in config.parsed_methods.items()},
+        methods={name: repr(method) for name, method in methods.items()},
         decoding="greedy",
         seed=config.seed,
         prompt=config.prompt,
@@ -183,19 +189,22 @@ def _warm_up(model: LVLM, method: Method, sample: Sample, prompt: str) -> None:
         model.generate(model.inputs([sample.image], prompt), max_new_tokens=2)
 
 
-def run_study(config: StudyConfig) -> Summary:
-    """Run a study, or go on with one that was interrupted; results lie in `config.out` as they come."""
+def run_study(config: StudyConfig, more: Mapping[str, Method] | None = None) -> Summary:
+    """Run a study, or go on with one that was interrupted; results lie in `config.out` as they come.
+
+    `more` are methods, by name, beside those of the configuration.
+    """
     parser = ObjectParser.coco()
     data = open_data(config.data, config.split, parser).limited(config.limit, config.seed)
     model = load(config.model, dtype=config.dtype, device=config.device)
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     if top_k > model.n_heads:
         raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")
-    methods = config.parsed_methods
+    methods = config.parsed_methods | dict(more or {})
     for method in methods.values():
         with method(model):  # settings that do not fit the model are refused before anything is written
             pass
-    manifest = manifest_of(config, model, data, top_k)
+    manifest = manifest_of(config, model, data, top_k, methods)
     slug = f"{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
     out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"
     manifest.claim(out)

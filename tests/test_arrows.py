@@ -25,9 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"attention", "models", "records", "testbed"},
     "study": {"interventions", "trace", "models", "data", "records", "report", *BASE},
     "causal": {"attention", "interventions", "trace", "models", "data", "records", "plots", *BASE},
+    "ablate": {"causal", "interventions", "models", "data", "records", "plots", "report", "study", *BASE},
     "sweep": {"interventions", "plots", "report", "study"},
     "__main__": {"cli"},
     "cli": {
+        "ablate",
         "attention",
         "bench",
         "causal",

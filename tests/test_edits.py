@@ -91,7 +91,8 @@ def test_sets_by_name(ranking):
     assert head_set("top2", SHAPE, ranking) == (Head(7, 6), Head(7, 7))
     assert head_set("bottom2", SHAPE, ranking) == (Head(0, 0), Head(0, 1))
     assert head_set("top2", SHAPE, ranking, by="causal") == (Head(0, 0), Head(0, 1))
-    assert len(head_set("random10%", SHAPE)) == 6
+    assert head_set("top", SHAPE, ranking, share=2 / 64) == (Head(7, 6), Head(7, 7))
+    assert len(head_set("random10%", SHAPE)) == len(head_set("random", SHAPE, share=0.1)) == 6
     assert head_set("random10%", SHAPE, seed=1) == head_set("random10%", SHAPE, seed=1)
     assert head_set("random10%", SHAPE, seed=1) != head_set("random10%", SHAPE, seed=2)
 
@@ -118,8 +119,7 @@ def test_edits_combine_unless_they_contradict(model, inputs):
     [
         ("edit:op=double", "op is one of scale"),
         ("edit:heads=H3L1", "a head is written like"),
-        ("edit:heads=top10%", "needs ranking=FILE"),
-        ("edit:op=mean", "needs ranking=FILE"),
+        ("edit:heads=top:share=2", "share lies between 0 and 1"),
         ("edit:steps=last", "steps is one of all"),
     ],
 )
@@ -131,7 +131,9 @@ def test_wrong_edits_are_refused(text, message):
 def test_edits_that_do_not_fit_the_model_are_refused(model, inputs, ranking, tmp_path):
     with pytest.raises(ValueError, match="layers 0 to 7 with heads 0 to 7"), EditHeads(heads="L9H0")(model):
         pass
-    with pytest.raises(ValueError, match="no ranking at"), EditHeads(heads="top2", ranking="nowhere.npz")(model):
+    with pytest.raises(ValueError, match="there is none at"):
+        head_set("top2", SHAPE, "no.npz")
+    with pytest.raises(ValueError, match="expected ranking=FILE"), EditHeads(heads="top2")(model):
         pass
     with pytest.raises(ValueError, match="ranks heads by vhd, causal"):
         head_set("top2", SHAPE, ranking, by="beauty")

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from interp.metrics.attention import received, sink_rate
-from interp.metrics.ranking import auroc, stratified_auroc
+from interp.metrics.attention import SELECTED, received, sink_rate, squared_selection
+from interp.metrics.ranking import auroc, spearman, stratified_auroc
 from interp.metrics.vhd import default_top_k, head_divergence, token_divergence
 
 
@@ -59,3 +59,20 @@ def test_sink_rate_counts_heads_strictly_above_eps():
     assert sink_rate(torch.stack([uniform, sink, sink, sink])) == 75
     assert sink_rate(sink[None], eps=1.0) == 0
     assert math.isclose(sink_rate(sink[None], key=1), 0)
+
+
+def test_selection_by_squared_score_by_hand():
+    """Of four visible keys the top half by square is -3 and 2: one strongly negative, holding little attention."""
+    scores = torch.tensor([2.0, -0.5, -3.0, 1.0, -torch.inf])[None, None, None]
+    found = squared_selection(scores, scores.softmax(-1)).squared[0, 0, 0, SELECTED.index(0.5)]
+    p = scores.softmax(-1)[0, 0, 0]
+    torch.testing.assert_close(found, torch.stack([torch.tensor(0.5), torch.tensor(0.5), p[0] + p[2], p[0] + p[3]]))
+    last = squared_selection(scores, scores.softmax(-1)).squared[0, 0, 0, SELECTED.index(0.9)]
+    torch.testing.assert_close(last[:2], torch.tensor([0.5, 0.25]))
+
+
+def test_spearman():
+    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1.0)
+    assert spearman([1, 1], [1, 2]) is None

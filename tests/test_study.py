@@ -36,6 +36,8 @@ FILES = {
     "t_vhd.png",
     "chair_recall.png",
     "chair_speed.png",
+    "heads-vhr-alpha=1.5.png",
+    "heads-bottom-heads.png",
 }
 
 

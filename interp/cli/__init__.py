@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from interp.bench import BenchAttention
 from interp.cli.looking import Doctor, Heads, Overlay, Sinks
-from interp.cli.running import Attention, Causal, Methods, Study, Sweep
+from interp.cli.running import Ablate, Attention, Causal, Methods, Study, Sweep
 from interp.cli.testbed import Evaluate, Export, Show, Train
 
 
@@ -22,6 +22,7 @@ def _app() -> Any:
     app.command(Study, name="study")
     app.command(Sweep, name="sweep")
     app.command(Causal, name="causal")
+    app.command(Ablate, name="ablate")
     app.command(Methods, name="methods")
     app.command(Heads, name="heads")
     app.command(Attention, name="attention")

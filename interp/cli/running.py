@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from interp.ablate import AblateConfig, run_ablate
 from interp.attention import SurveyConfig, run_survey
 from interp.causal import CausalConfig, run_causal
 from interp.interventions import describe_methods
@@ -40,6 +41,18 @@ class Sweep(SweepConfig):
     def __call__(self) -> None:
         """Run the sweep and print its table."""
         print(run_sweep(SweepConfig(**vars(self))))
+
+
+@dataclass(frozen=True)
+class Ablate(AblateConfig):
+    """Edit a set of heads and as many random ones: hallucination, recall, POPE, log-likelihood."""
+
+    def __post_init__(self) -> None:
+        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+
+    def __call__(self) -> None:
+        """Measure and print the table."""
+        print(run_ablate(AblateConfig(**vars(self))))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 `with EditHeads(heads="L3H2+L5H0", op="zero")(model): model.generate(...)`.  Edits can be combined; a head whose output
 one of them replaces must not be edited by another.
 
-A set of heads is written as labels (`L3H2+L5H0`), or chosen: `top10%`, `bottom10%` and `random10%` of all heads, or
-`top5` for a number of them.  `top` and `bottom` follow a ranking that `interp causal` has written (`ranking`, a file;
-`by`, one of its maps); `random` draws from `seed`.
+A set of heads is written as labels (`L3H2+L5H0`), or chosen: `top10%`, `bottom10%` and `random10%` of all heads,
+`top5` for a number of them, `top` for `share` of them.  `top` and `bottom` follow a ranking that `interp causal` has
+written (`ranking`, a file; `by`, one of its maps); `random` draws from `seed`.
 
 - `scale`: times `factor`; `zero`: silenced; `mean`: the head's mean output over a data set, from the same file;
 - `resample`: what the head gives for the same text with the next row's picture; `twin`: without the picture.
@@ -31,14 +31,16 @@ from interp.models import LVLM, Head, Inputs, twin
 
 OPS = ("scale", "zero", "mean", "resample", "twin")
 STEPS = ("all", "prompt", "generated")
-_CHOSEN = re.compile(r"(top|bottom|random)(\d+(?:\.\d+)?)(%?)")
+_CHOSEN = re.compile(r"(top|bottom|random)(?:(\d+(?:\.\d+)?)(%?))?")
 
 
 @lru_cache(maxsize=8)
 def read_ranking(path: str) -> dict[str, np.ndarray]:
     """The maps `[layer, head]` of a ranking file, and `mean` `[layer, head, d_head]`."""
     if not Path(path).is_file():
-        raise ValueError(f"no ranking at {path!r}; write one with: interp causal --out DIR (DIR/heads.npz)")
+        raise ValueError(
+            f"expected ranking=FILE, the heads.npz that interp causal --out DIR writes; there is none at {path!r}"
+        )
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -53,7 +55,9 @@ def _map(path: str, by: str, shape: tuple[int, int]) -> np.ndarray:
     return maps[by]
 
 
-def head_set(text: str, shape: tuple[int, int], ranking: str = "", by: str = "vhd", seed: int = 0) -> tuple[Head, ...]:
+def head_set(
+    text: str, shape: tuple[int, int], ranking: str = "", by: str = "vhd", seed: int = 0, share: float = 0.1
+) -> tuple[Head, ...]:
     """The heads that a text names or chooses, of a model with `shape` layers and heads; ValueError if it names none."""
     n_layers, n_heads = shape
     chosen = _CHOSEN.fullmatch(text)
@@ -63,8 +67,8 @@ def head_set(text: str, shape: tuple[int, int], ranking: str = "", by: str = "vh
         if wrong:
             raise ValueError(f"this model has layers 0 to {n_layers - 1} with heads 0 to {n_heads - 1}, got {wrong}")
         return heads
-    how, number, percent = chosen[1], float(chosen[2]), chosen[3]
-    size = round(number / 100 * n_layers * n_heads) if percent else int(number)
+    how, number, percent = chosen[1], float(chosen[2] or 100 * share), chosen[3]
+    size = int(number) if chosen[2] and not percent else round(number / 100 * n_layers * n_heads)
     if size > n_layers * n_heads:
         raise ValueError(f"this model has {n_layers * n_heads} heads, got {text}")
     if how == "random":
@@ -82,8 +86,8 @@ _OPEN: list[tuple[LVLM, "EditHeads", frozenset[Head]]] = []
 class EditHeads:
     """A fixed set of heads is scaled, silenced, or given another output.
 
-    `heads`: labels or a choice such as top10%; `op`: scale, zero, mean, resample or twin; `steps`: all, prompt,
-    generated.  No heads change nothing.
+    `heads`: labels, or a choice such as top10% or top (`share` of all); `op`: scale, zero, mean, resample or twin;
+    `steps`: all, prompt, generated.  No heads change nothing.
     """
 
     heads: str = ""
@@ -92,6 +96,7 @@ class EditHeads:
     steps: str = "all"
     ranking: str = ""
     by: str = "vhd"
+    share: float = 0.1
     seed: int = 0
 
     citation: ClassVar[str] = "scaling as in He et al., ACL 2025; resampling as in Chan et al., causal scrubbing, 2022"
@@ -103,19 +108,16 @@ class EditHeads:
             raise ValueError(f"op is one of {', '.join(OPS)}, got {self.op!r}")
         if self.steps not in STEPS:
             raise ValueError(f"steps is one of {', '.join(STEPS)}, got {self.steps!r}")
-        chosen = _CHOSEN.fullmatch(self.heads)
-        if chosen is None:
+        if _CHOSEN.fullmatch(self.heads) is None:
             for label in self.heads.split("+"):
                 if label:
                     Head.parse(label)
-        if ((chosen and chosen[1] != "random") or self.op == "mean") and not self.ranking:
-            raise ValueError(
-                f"heads={self.heads} with op={self.op} needs ranking=FILE, the heads.npz that interp causal writes"
-            )
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share lies between 0 and 1, got {self.share}")
 
     def chosen(self, model: LVLM) -> tuple[Head, ...]:
         """The heads of this model that are edited."""
-        return head_set(self.heads, (model.n_layers, model.n_heads), self.ranking, self.by, self.seed)
+        return head_set(self.heads, (model.n_layers, model.n_heads), self.ranking, self.by, self.seed, self.share)
 
     def _source(self, model: LVLM, inputs: Inputs) -> Inputs:
         """The batch whose head outputs are put in place of the model's."""

@@ -92,8 +92,10 @@ class _Search:
         top = log_p.topk(self.method.candidates)
         return top.values, top.indices
 
-    def extended(self, beams: _Beams, text: Continuation, logits: Tensor, processor: Any) -> tuple[_Beams, Tensor]:
-        """Every candidate of every beam, best first, with the logits that follow it."""
+    def extended(
+        self, beams: _Beams, text: Continuation, logits: Tensor, processor: Any
+    ) -> tuple[_Beams, Tensor, Tensor]:
+        """Every candidate of every beam, best first, with the logits that follow it and its row in `text`."""
         log_p, tokens = self.candidates(beams, logits, processor)
         rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.shape[1])
         text.select(rows)
@@ -105,8 +107,7 @@ class _Search:
         scores = every.scores + log_p.flatten() - self.method.alpha * phi
         grown = _Beams(torch.cat([every.ids, ids], 1), scores, omega, torch.cat([every.columns, column[:, None]], 1))
         order = scores.argsort(descending=True, stable=True)
-        text.select(order)
-        return grown.select(order), logits[order]
+        return grown.select(order), logits[order], order
 
     def way_back(self, best: _Beams) -> int | None:
         """How many tokens to keep, if the best beam trusted one token too long; bans what followed it."""
@@ -133,7 +134,7 @@ class _Search:
         history, finished = [beams], list[tuple[float, Tensor]]()
         text, logits = self.at(beams.ids)
         while True:
-            every, logits = self.extended(beams, text, logits, processor)
+            every, logits, row_of = self.extended(beams, text, logits, processor)
             length, ends = every.ids.shape[1], torch.isin(every.ids[:, -1], self.end.tokens)
             possible = every.scores.isfinite()
             leads = torch.arange(len(ends), device=device) < self.method.num_beams
@@ -146,9 +147,9 @@ class _Search:
                 self.layers = text.cache.layers
                 return finished[0][1]
             beams, logits = every.select(rows), logits[rows]
-            text.select(rows)
             keep = self.way_back(beams)
             if keep is None:
+                text.select(row_of[rows])
                 history.append(beams)
                 continue
             del history[keep + 1 :]

@@ -88,28 +88,30 @@ def _popular(seed: int) -> tuple[str, ...]:
     return tuple(sorted(CATEGORIES, key=lambda c: (-counts[c], c)))
 
 
-def pope_questions(kind: Kind, split: Split, n: int, setting: str, seed: int = 0) -> list[Question]:
-    """Balanced questions, three about what is there and three about what is not for each scene (POPE's construction).
+def scene_questions(kind: Kind, split: Split, index: int, setting: str, seed: int = 0) -> list[Question]:
+    """Balanced questions about a scene, three about what is there and three about what is not (POPE's construction).
 
     What is not there is drawn at random, from the categories most frequent in training, or from the
     partners of what is there first (`adversarial`).
     """
     if setting not in POPE_SETTINGS:
         raise ValueError(f"unknown setting {setting!r}; expected one of {', '.join(POPE_SETTINGS)}")
-    questions = []
-    for index in range(n):
-        s = scene(kind, split, index, seed)
-        rng = np.random.default_rng([seed, 5, POPE_SETTINGS.index(setting), index])
-        present = [str(c) for c in rng.permutation(sorted(s.categories))][:3]
-        shuffled = [str(c) for c in rng.permutation(CATEGORIES) if c not in s.categories]
-        if setting == "popular":
-            shuffled = [c for c in _popular(seed) if c not in s.categories]
-        elif setting == "adversarial":
-            partners = [PARTNER_OF[c] for c in sorted(s.categories) if c in PARTNER_OF]
-            shuffled = list(dict.fromkeys([*(p for p in partners if p not in s.categories), *shuffled]))
-        questions += [Question(index, c, True) for c in present]
-        questions += [Question(index, c, False) for c in shuffled[: len(present)]]
-    return questions
+    s = scene(kind, split, index, seed)
+    rng = np.random.default_rng([seed, 5, POPE_SETTINGS.index(setting), index])
+    present = [str(c) for c in rng.permutation(sorted(s.categories))][:3]
+    shuffled = [str(c) for c in rng.permutation(CATEGORIES) if c not in s.categories]
+    if setting == "popular":
+        shuffled = [c for c in _popular(seed) if c not in s.categories]
+    elif setting == "adversarial":
+        partners = [PARTNER_OF[c] for c in sorted(s.categories) if c in PARTNER_OF]
+        shuffled = list(dict.fromkeys([*(p for p in partners if p not in s.categories), *shuffled]))
+    there = [Question(index, c, True) for c in present]
+    return there + [Question(index, c, False) for c in shuffled[: len(present)]]
+
+
+def pope_questions(kind: Kind, split: Split, n: int, setting: str, seed: int = 0) -> list[Question]:
+    """The questions about the first `n` scenes."""
+    return [q for index in range(n) for q in scene_questions(kind, split, index, setting, seed)]
 
 
 def ask(
