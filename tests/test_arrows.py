@@ -26,10 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": {"interventions", "trace", "models", "data", "records", "report", *BASE},
     "causal": {"attention", "interventions", "trace", "models", "data", "records", "plots", *BASE},
     "ablate": {"causal", "interventions", "models", "data", "records", "plots", "report", "study", *BASE},
+    "scoring": {"evaluate"},
     "sweep": {"interventions", "plots", "report", "study"},
     "__main__": {"cli"},
     "cli": {
         "ablate",
+        "scoring",
         "attention",
         "bench",
         "causal",

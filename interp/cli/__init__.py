@@ -11,6 +11,7 @@ from transformers.utils import logging
 from interp.bench import BenchAttention
 from interp.cli.looking import Doctor, Heads, Overlay, Sinks
 from interp.cli.running import Ablate, Attention, Causal, Methods, Study, Sweep
+from interp.cli.scoring import Amber, Chair, Opope, Pope
 from interp.cli.testbed import Evaluate, Export, Show, Train
 
 
@@ -24,6 +25,8 @@ def _app() -> Any:
     app.command(Causal, name="causal")
     app.command(Ablate, name="ablate")
     app.command(Methods, name="methods")
+    for name, command in (("chair", Chair), ("pope", Pope), ("opope", Opope), ("amber", Amber)):
+        app.command(command, name=name)
     app.command(Heads, name="heads")
     app.command(Attention, name="attention")
     app.command(Sinks, name="sinks")

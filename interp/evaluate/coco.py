@@ -1,8 +1,10 @@
 """Ground truth in COCO format: which categories are in which image."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,28 @@ def _truth(folder: Path, split: str, parser: ObjectParser) -> Mapping[int, CocoI
         image["id"]: CocoImage(folder / split / image["file_name"], frozenset(truth[image["id"]]))
         for image in instances["images"]
     }
+
+
+def read_truth_cached(folder: Path, split: str | None, parser: ObjectParser) -> dict[int, frozenset[str]]:
+    """The true objects of every image of a split; parsed once, then read from a JSON cache.
+
+    The cache lies in `$XDG_CACHE_HOME/interp`; its name is a hash of the annotation files and the parser's table.
+    """
+    split = find_split(folder, split)
+    digest = sha256(parser.signature.encode())
+    for kind in ("instances", "captions"):
+        path = folder / "annotations" / f"{kind}_{split}.json"
+        digest.update(path.read_bytes() if path.exists() else b"-")
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "interp"
+    cache = place / f"coco-{digest.hexdigest()[:16]}.json"
+    if cache.exists():
+        return {int(i): frozenset(names) for i, names in json.loads(cache.read_text(encoding="utf-8")).items()}
+    truth = {image_id: image.truth for image_id, image in read_coco(folder, split, parser).items()}
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        new = cache.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps({i: sorted(names) for i, names in truth.items()}), encoding="utf-8")
+        os.replace(new, cache)
+    except OSError:
+        return truth  # a read-only home costs time, not results
+    return truth

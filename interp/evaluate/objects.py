@@ -1,5 +1,6 @@
 """Finding the objects a text names: synonyms mapped to the COCO-80 categories, with their place in the text."""
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class ObjectParser:
         for kinds, adjectives in ((_ANIMALS, ("baby", "adult")), (_VEHICLES, ("passenger",))):
             described = [(words, c) for words, c in self._table.items() if c in kinds]
             self._table |= {(adjective, *words): c for words, c in described for adjective in adjectives}
+        self.signature = json.dumps(sorted(synonyms.items()))
         self._longest = max(len(words) for words in self._table)
         self._known = {word for words in self._table for word in words}
         self._singular = lru_cache(maxsize=100_000)(self._to_singular)

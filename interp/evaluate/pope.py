@@ -1,23 +1,36 @@
-"""POPE: yes/no questions about objects.
+"""POPE: yes/no questions about objects; and OPOPE, the same questions put to captions.
 
 Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023.  "Yes" is positive.
+OPOPE: Chen et al., "HALC", ICML 2024, arXiv 2403.00425: a caption says yes if it names the object.  Its script looks
+for the word as a substring ("car" in "carrot"); here the object parser decides.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+
+BETA = 0.2
+
 
 @dataclass(frozen=True)
 class Pope:
-    """POPE over a set of questions; rates in percent; `unparsed` answers say neither yes nor no in so many words."""
+    """POPE over a set of questions; rates in percent.
+
+    `f_beta` weighs precision (beta 0.2), as OPOPE does.  `unparsed` answers say neither yes nor no in so many words;
+    `missing` ones were not given and count as wrong.
+    """
 
     accuracy: float
     precision: float
     recall: float
     f1: float
+    f_beta: float
     yes_ratio: float
     unparsed: int
+    missing: int
     n: int
 
 
@@ -27,22 +40,42 @@ def says_yes(answer: str) -> bool:
     return not {"No", "not", "no"} & set(words)
 
 
-def pope(answers: Sequence[str], labels: Sequence[bool]) -> Pope:
-    """Score answers against labels (True: the object is there)."""
+def counted(answer: str | bool | None, label: bool) -> tuple[int, int, int, int, int]:
+    """Of an answer: said yes and rightly, said yes, should be yes, right, given.  A missing one is never right."""
+    said = says_yes(answer) if isinstance(answer, str) else bool(answer)
+    return (
+        int(said and label),
+        int(said),
+        int(label),
+        int(answer is not None and said == label),
+        int(answer is not None),
+    )
+
+
+def rates(totals: Float[np.ndarray, "*resample 5"], n: Float[np.ndarray, "*resample"]) -> dict[str, np.ndarray]:
+    """Accuracy, precision, recall, F1, F of beta 0.2 and yes-ratio from summed `counted`, over `n` questions."""
+    hits, yes, true, right, _ = np.moveaxis(np.asarray(totals, dtype=float), -1, 0)
+    n = np.maximum(n, 1)
+    precision, recall = 100 * hits / np.maximum(yes, 1), 100 * hits / np.maximum(true, 1)
+
+    def f(beta: float) -> np.ndarray:
+        return (1 + beta**2) * precision * recall / np.maximum(beta**2 * precision + recall, 1e-9)
+
+    found = {"accuracy": 100 * right / n, "precision": precision, "recall": recall, "f1": f(1.0), "f_beta": f(BETA)}
+    return {name: np.asarray(value) for name, value in (found | {"yes_ratio": 100 * yes / n}).items()}
+
+
+def pope(answers: Sequence[str | bool | None], labels: Sequence[bool]) -> Pope:
+    """Score answers (a text, or yes as True, None if missing) against labels (True: the object is there)."""
     if len(answers) != len(labels) or not labels:
         raise ValueError(
             f"expected one label for each answer and at least one, got {len(answers)} answers and {len(labels)} labels"
         )
-    said = [says_yes(a) for a in answers]
-    hits = sum(s and y for s, y in zip(said, labels, strict=True))
-    right = sum(s == y for s, y in zip(said, labels, strict=True))
-    precision, recall = 100 * hits / max(sum(said), 1), 100 * hits / max(sum(labels), 1)
+    totals = np.sum([counted(a, y) for a, y in zip(answers, labels, strict=True)], 0, dtype=float)
+    texts = [a for a in answers if isinstance(a, str)]
     return Pope(
-        accuracy=100 * right / len(labels),
-        precision=precision,
-        recall=recall,
-        f1=2 * precision * recall / max(precision + recall, 1e-9),
-        yes_ratio=100 * sum(said) / len(labels),
-        unparsed=sum(not re.search(r"\b(yes|no|not)\b", a, re.IGNORECASE) for a in answers),
+        **{name: float(value) for name, value in rates(totals, np.asarray(float(len(labels)))).items()},
+        unparsed=sum(not re.search(r"\b(yes|no|not)\b", a, re.IGNORECASE) for a in texts),
+        missing=sum(a is None for a in answers),
         n=len(labels),
     )

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy.stats import binomtest
 
 Statistic = Callable[[Float[np.ndarray, "*resample column"], int], Mapping[str, np.ndarray]]
 """Rates from the column sums of n images."""
@@ -50,6 +51,24 @@ def differences(
     ours, theirs = statistic(_resampled(table, resamples, seed), n), statistic(_resampled(baseline, resamples, seed), n)
     now, then = statistic(table.sum(0), n), statistic(baseline.sum(0), n)
     return {name: _interval(float(now[name] - then[name]), ours[name] - theirs[name]) for name in now}
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """A paired test of two yes/no outcomes on the same images: how many changed either way, and the exact p-value."""
+
+    better: int
+    worse: int
+    p: float
+
+
+def mcnemar(ours: Bool[np.ndarray, " image"], theirs: Bool[np.ndarray, " theirs"]) -> McNemar:
+    """McNemar's exact test; True is bad (the caption hallucinates), `better` counts images bad in `theirs` only."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"a paired comparison needs the same images in both, got {len(ours)} and {len(theirs)}")
+    better, worse = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    changed = better + worse
+    return McNemar(better, worse, float(binomtest(better, changed).pvalue) if changed else 1.0)
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

@@ -1,0 +1,124 @@
+"""Commands that score files which any model wrote."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from interp.scoring import Scores, score_amber, score_chair, score_opope, score_pope
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """How scores are shown."""
+
+    json: bool = False
+    """Print one JSON object: the scores (rates in percent) and their 95 % intervals over images."""
+    details: str | None = None
+    """File for a record of each caption or question, as JSONL."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def show(self, scores: Scores) -> None:
+        """Print and write."""
+        print(json.dumps(scores.as_json()) if self.json else scores)
+        if self.details is not None:
+            scores.write_details(Path(self.details))
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chair(_Shown):
+    """CHAIR of captions against COCO annotations or a ground-truth file."""
+
+    captions: tyro.conf.Positional[str]
+    """JSONL, {"image_id": int, "caption": str} a line."""
+    coco: str | None = None
+    """Folder with annotations/instances_SPLIT.json and captions_SPLIT.json."""
+    split: str | None = None
+    """Which split of the folder, if it has several."""
+    truth: str | None = None
+    """Ground truth instead of COCO: JSON, {"image_id": ["object", ...]}."""
+    synonyms: str | None = None
+    """The customary synonyms file, if not the bundled table."""
+    allow_empty: bool = False
+    """Whether empty captions are meant."""
+
+    def __call__(self) -> None:
+        """Score."""
+        where = {"coco": _path(self.coco), "truth": _path(self.truth), "synonyms": _path(self.synonyms)}
+        options = {"split": self.split, "allow_empty": self.allow_empty, "seed": self.seed}
+        self.show(score_chair(Path(self.captions), **where, **options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pope(_Shown):
+    """POPE of answers to questions; several files of each are scored one by one and averaged."""
+
+    answers: tyro.conf.Positional[tuple[str, ...]]
+    """JSONL, {"question_id", "answer"} a line."""
+    questions: tuple[str, ...]
+    """JSONL, {"question_id", "image", "text", "label"} a line; as many files as of answers."""
+
+    def __call__(self) -> None:
+        """Score."""
+        if len(self.answers) != len(self.questions):
+            raise ValueError(
+                f"expected a questions file for each file of answers, got {len(self.questions)} and {len(self.answers)}"
+            )
+        found = [
+            score_pope(Path(answers), Path(questions), self.seed)
+            for answers, questions in zip(self.answers, self.questions, strict=True)
+        ]
+        if len(found) == 1:
+            self.show(found[0])
+            return
+        mean = {name: sum(s.values[name] for s in found) / len(found) for name in found[0].values}
+        counts = {name: sum(s.values[name] for s in found) for name in ("unparsed", "missing", "n")}
+        if self.json:
+            print(
+                json.dumps(dict(zip(self.answers, (s.as_json() for s in found), strict=True)) | {"mean": mean | counts})
+            )
+        else:
+            for name, scores in zip(self.answers, found, strict=True):
+                print(f"{name}\n{scores}\n")
+            print(f"mean of {len(found)} files\n{Scores(mean | counts, {}, [])}")
+        if self.details is not None:
+            Scores({}, {}, [row for s in found for row in s.details]).write_details(Path(self.details))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opope(_Shown):
+    """OPOPE: POPE's questions put to captions, objects found by the CHAIR parser."""
+
+    captions: tyro.conf.Positional[str]
+    """JSONL, {"image_id": int, "caption": str} a line."""
+    questions: str
+    """POPE's questions."""
+    synonyms: str | None = None
+    """The customary synonyms file, if not the bundled table."""
+
+    def __call__(self) -> None:
+        """Score."""
+        self.show(score_opope(Path(self.captions), Path(self.questions), _path(self.synonyms), self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amber(_Shown):
+    """AMBER's generative scores."""
+
+    responses: tyro.conf.Positional[str]
+    """JSONL or a JSON list, {"id": int, "response": str}."""
+    annotations: str
+    """AMBER's annotations.json."""
+    associations: str | None = None
+    """AMBER's relation.json: a word, and the words that count as it."""
+
+    def __call__(self) -> None:
+        """Score."""
+        others = _path(self.associations)
+        self.show(score_amber(Path(self.responses), Path(self.annotations), others, self.seed))
