@@ -8,6 +8,7 @@ for the word as a substring ("car" in "carrot"); here the object parser decides.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -58,7 +59,7 @@ def rates(totals: Float[np.ndarray, "*resample 5"], n: Float[np.ndarray, "*resam
     n = np.maximum(n, 1)
     precision, recall = 100 * hits / np.maximum(yes, 1), 100 * hits / np.maximum(true, 1)
 
-    def f(beta: float) -> np.ndarray:
+    def f(beta: float) -> Any:
         return (1 + beta**2) * precision * recall / np.maximum(beta**2 * precision + recall, 1e-9)
 
     found = {"accuracy": 100 * right / n, "precision": precision, "recall": recall, "f1": f(1.0), "f_beta": f(BETA)}
