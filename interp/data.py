@@ -1,5 +1,6 @@
 """What a study runs on: images with their true objects, from the testbed or from a COCO folder."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,22 @@ class Data:
     load: Callable[[int], Sample]
     questions: Callable[[int], tuple[tuple[str, bool], ...]] | None = None
     """Yes/no questions about an image with their answers, if the data has some."""
+
+    def chosen(self, path: Path) -> "Data":
+        """The images that a file lists: ids one a line, a JSON list, or a manifest with `image_ids`; sorted."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text) if text.lstrip()[:1] in ("[", "{") else [int(x) for x in text.split()]
+            ids = content["image_ids"] if isinstance(content, dict) else content
+            wanted = sorted({int(i) for i in ids})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"cannot read image ids from {path} ({error}); expected one a line, a JSON list, or a manifest.json"
+            ) from error
+        unknown = sorted(set(wanted) - set(self.image_ids))
+        if unknown or not wanted:
+            raise ValueError(f"{path}: expected ids of {self.name}, got {len(unknown)} others, such as {unknown[:3]}")
+        return replace(self, image_ids=tuple(wanted))
 
     def limited(self, limit: int | None, seed: int) -> "Data":
         """A seeded sample of `limit` images, sorted; all of them if there are fewer or `limit` is None."""

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from interp import plots
 from interp.evaluate.chair import CaptionScore, rates, table
 from interp.evaluate.objects import Mention
-from interp.evaluate.statistics import Interval, differences, intervals
+from interp.evaluate.statistics import Interval, McNemar, differences, intervals, mcnemar
 from interp.metrics.ranking import auroc, stratified_auroc
+from interp.records import Records
 
 POSITION_STRATA = 10
 MANY = 40
@@ -76,9 +77,12 @@ class Summary:
 
     methods: dict[str, dict[str, Interval]]
     versus_greedy: dict[str, dict[str, Interval]]
+    changed: dict[str, McNemar]
     heads: dict[str, ChosenHeads]
     t_vhd: TVhdSummary
     out: Path
+    n_images: int
+    failures: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The content of `summary.json`."""
@@ -90,6 +94,7 @@ class Summary:
             if name in self.versus_greedy:
                 versus = self.versus_greedy[name].items()
                 methods[name]["versus_greedy"] = {key: asdict(value) for key, value in versus}
+                methods[name]["mcnemar"] = asdict(self.changed[name])
         for name, chosen in self.heads.items():
             methods[name]["heads"] = {"frequency": chosen.frequency.tolist(), "overlap": chosen.overlap}
         return {"methods": methods, "t_vhd": asdict(self.t_vhd)}
@@ -101,6 +106,9 @@ class Summary:
             if chosen.overlap is not None
         ]
         lines = [*_table(self), "", *shared, *([""] if shared else []), *_t_vhd_lines(self.t_vhd)]
+        if self.failures:
+            lines += ["", f"{self.failures} captions failed ({self.out / 'failures.jsonl'}): the table is of the other"]
+            lines[-1] += f" {self.n_images} images; run again to try them once more"
         return "\n".join([*lines, "", f"results: {self.out}"])
 
 
@@ -221,9 +229,11 @@ def _table(summary: Summary) -> list[str]:
         rows.append([name, *(cell(values[c]) for c in _COLUMNS), *effort])
     lines = ["with 95 % bootstrap intervals over images", *aligned(rows)]
     if summary.versus_greedy:
-        rows = [["method", *_COLUMNS.values()]]
+        rows = [["method", *_COLUMNS.values(), "captions freed/spoilt", "McNemar p"]]
         for name, values in summary.versus_greedy.items():
-            rows.append([name, *(cell(values[c], signed=True) for c in _COLUMNS)])
+            test = summary.changed[name]
+            counts = [f"{test.better}/{test.worse}", f"{test.p:.2g}"]
+            rows.append([name, *(cell(values[c], signed=True) for c in _COLUMNS), *counts])
         lines += ["", "minus greedy on the same images, paired", *aligned(rows)]
     return lines
 
@@ -265,16 +275,23 @@ def _chosen(order: dict[str, list[_Row]]) -> dict[str, ChosenHeads]:
 
 def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top_k: int, seed: int) -> Summary:
     """Write `tokens.jsonl`, `summary.json` and the figures of a study into `out`."""
-    order = {name: sorted((r for r in rows if r["method"] == name), key=lambda r: r["image_id"]) for name in methods}
+    by = {name: {r["image_id"]: r for r in rows if r["method"] == name} for name in methods}
+    common = sorted(set.intersection(*(set(found) for found in by.values())))
+    if not common:
+        raise ValueError(f"no image came through with every method; {out / 'failures.jsonl'} says why")
+    order = {name: [found[i] for i in common] for name, found in by.items()}
     tables = {name: _counts(found) for name, found in order.items()}
     words = [word for found in order.values() for word in word_records(found)]
     traced, spans = [w for w in words if "t_vhd" in w], sentence_records(order["greedy"])
     summary = Summary(
         {name: intervals(table, _rates, seed=seed) for name, table in tables.items()},
         {n: differences(t, tables["greedy"], _rates, seed=seed) for n, t in tables.items() if n != "greedy"},
+        {n: mcnemar(t[:, 0] > 0, tables["greedy"][:, 0] > 0) for n, t in tables.items() if n != "greedy"},
         _chosen(order),
         t_vhd_summary(traced, spans, top_k, seed),
         out,
+        n_images=len(common),
+        failures=len(Records(out / "failures.jsonl").rows),
     )
     (out / "tokens.jsonl").write_text("".join(json.dumps(w) + "\n" for w in words), encoding="utf-8")
     (out / "summary.json").write_text(json.dumps(summary.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -1,13 +1,12 @@
 """The study: captions with each method, their hallucinations, T-VHD of the words, one table and three figures."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from interp.data import Data, Sample, open_data
 from interp.evaluate.alignment import sentences, token_ends, tokens_of
@@ -16,8 +15,9 @@ from interp.evaluate.objects import ObjectParser
 from interp.interventions import EditHeads, Greedy, Method, parse_method
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Generation, Inputs, load
-from interp.records import Manifest, Records, device_name
+from interp.records import Manifest, device_name
 from interp.report import Summary, write_report
+from interp.runs import Run, Shard, in_order
 from interp.trace import TokenTrace, token_vhd
 
 BASELINE = "greedy"
@@ -37,6 +37,8 @@ class StudyConfig:
     """How many images, drawn by seed from the sorted ids; None for all."""
     methods: str = "greedy,vhr,random-heads,bottom-heads"
     """Comma-separated methods; parameters follow a colon, as in vhr:alpha=1.5."""
+    ids: str | None = None
+    """File of image ids in place of limit and seed: one a line, a JSON list, or the manifest.json of another run."""
     ranking: str | None = None
     """heads.npz of `interp causal`, for edits that choose heads: edit:heads=top:share=0.1:by=vhd."""
     seed: int = 0
@@ -49,8 +51,14 @@ class StudyConfig:
     """Heads of a layer that T-VHD sums over; None for an eighth of them."""
     batch_size: int = 20
     """Images generated at once."""
+    workers: int = 0
+    """Processes that read images ahead."""
     device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, ..."""
+    """Where the model runs: cpu, cuda, cuda:1, ...; under accelerate launch, cuda is one device a process."""
+    device_map: str | None = None
+    """auto spreads a model too large for one device."""
+    attn_implementation: str | None = None
+    """sdpa, eager, flash_attention_2, ...; the model's own default if None."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16 or float16."""
     out: str | None = None
@@ -68,6 +76,14 @@ class StudyConfig:
             raise ValueError(f"each method can be named once, got {self.methods!r}")
         for name in names:
             parse_method(name)
+
+    def load(self, shard: Shard) -> LVLM:
+        """Load the model, on the device of this process."""
+        named = ("device_map", "attn_implementation")
+        options: dict[str, Any] = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        if self.device_map is None:
+            options["device"] = shard.device(self.device)
+        return load(self.model, dtype=self.dtype, **options)
 
     @property
     def parsed_methods(self) -> dict[str, Method]:
@@ -192,38 +208,46 @@ def _warm_up(model: LVLM, method: Method, sample: Sample, prompt: str) -> None:
 def run_study(config: StudyConfig, more: Mapping[str, Method] | None = None) -> Summary:
     """Run a study, or go on with one that was interrupted; results lie in `config.out` as they come.
 
-    `more` are methods, by name, beside those of the configuration.
+    `more` are methods, by name, beside those of the configuration.  Under a launcher of several processes the others
+    than the first stop when all is written (SystemExit 0).
     """
-    parser = ObjectParser.coco()
-    data = open_data(config.data, config.split, parser).limited(config.limit, config.seed)
-    model = load(config.model, dtype=config.dtype, device=config.device)
+    summary = _run(config, more or {})
+    if summary is None:
+        sys.exit(0)
+    return summary
+
+
+def _data(config: StudyConfig, parser: ObjectParser) -> Data:
+    data = open_data(config.data, config.split, parser)
+    return data.limited(config.limit, config.seed) if config.ids is None else data.chosen(Path(config.ids))
+
+
+def _run(config: StudyConfig, more: Mapping[str, Method]) -> Summary | None:
+    parser, shard = ObjectParser.coco(), Shard.current(config.device)
+    data = _data(config, parser)
+    model = config.load(shard)
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     if top_k > model.n_heads:
         raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")
-    methods = config.parsed_methods | dict(more or {})
+    methods = config.parsed_methods | dict(more)
     for method in methods.values():
         with method(model):  # settings that do not fit the model are refused before anything is written
             pass
     manifest = manifest_of(config, model, data, top_k, methods)
     slug = f"{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
     out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"
-    manifest.claim(out)
-    records = Records(out / "captions.jsonl")
-    done = {(row["image_id"], row["method"]) for row in records.rows}
-    with tqdm(total=len(methods) * len(data.image_ids), initial=len(done), unit="caption") as bar:
-        for name, method in methods.items():
-            bar.set_description(name)
-            warm = False
-            for start in range(0, len(data.image_ids), config.batch_size):
-                ids = data.image_ids[start : start + config.batch_size]
-                missing = {i for i in ids if (i, name) not in done}
-                if not missing:
-                    continue
-                samples = [data.load(i) for i in ids]  # the whole batch, so that a resumed run computes the same
-                if not warm:
-                    _warm_up(model, method, samples[0], config.prompt)
-                    warm = True
-                new = caption_records(model, samples, parser, config, name, method)
-                records.append(row for row in new if row["image_id"] in missing)
-                bar.update(len(missing))
-    return write_report(records.rows, list(methods), out, top_k=top_k, seed=config.seed)
+    warm: set[str] = set()
+
+    def work(name: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        if name not in warm:
+            _warm_up(model, methods[name], samples[0], config.prompt)
+            warm.add(name)
+        return caption_records(model, samples, parser, config, name, methods[name])
+
+    with Run.opened(out, manifest, shard, "captions", "image_id") as run:
+        options: Any = {"batch_size": config.batch_size, "workers": config.workers, "unit": "caption"}
+        run.work_through(data.image_ids, methods, data.load, work, **options)
+        rows = run.joined(in_order(data.image_ids, methods))
+        if rows is None:
+            return None
+        return write_report(rows, list(methods), out, top_k=top_k, seed=config.seed)

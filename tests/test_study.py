@@ -280,20 +280,11 @@ def test_a_users_mistake_is_one_line(arguments, message, capsys, tmp_path):
     assert not (tmp_path / "run").exists(), "a mistake claims no folder"
 
 
-def test_an_unreadable_image_and_a_foreign_folder_are_one_line(run, tmp_path, capsys):
-    export(tmp_path / "coco", "broken", "test", 2)
-    picture = tmp_path / "coco" / "test" / "test_000001.png"
-    picture.write_bytes(picture.read_bytes()[:300])
-    foreign = [
-        ["--data", f"coco:{tmp_path / 'coco'}", "--out", str(tmp_path / "r")],
-        ["--limit", "5", "--out", str(run)],
-    ]
-    for arguments, message in zip(foreign, ("cannot read the image", "holds a run with other settings"), strict=True):
-        with pytest.raises(SystemExit) as stopped:
-            main(["study", *arguments])
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.split("interp: ")[-1].startswith(message) or message in error
+def test_a_foreign_folder_is_one_line(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "--limit", "5", "--out", str(run)])
+    assert stopped.value.code == 2
+    assert "holds a run with other settings" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_testbed_commands(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Commands that run over a data set; their options are the fields of the configurations."""
 
+import sys
 from dataclasses import dataclass
 
 from interp.ablate import AblateConfig, run_ablate
@@ -28,7 +29,10 @@ class Study(StudyConfig):
 
     def __call__(self) -> None:
         """Run the study and print its table."""
-        print(run_study(StudyConfig(**vars(self))))
+        summary = run_study(StudyConfig(**vars(self)))
+        print(summary)
+        if summary.failures:
+            sys.exit(1)
 
 
 @dataclass(frozen=True)
