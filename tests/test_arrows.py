@@ -28,10 +28,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "causal": {"attention", "interventions", "trace", "models", "data", "records", "plots", *BASE},
     "ablate": {"causal", "interventions", "models", "data", "records", "plots", "report", "study", *BASE},
     "scoring": {"evaluate"},
+    "tables": set(),
+    "asking": {"models", "data", "records", "report", "runs", "study", *BASE},
     "sweep": {"interventions", "plots", "report", "study"},
     "__main__": {"cli"},
     "cli": {
         "ablate",
+        "asking",
         "scoring",
         "attention",
         "bench",

@@ -1,9 +1,11 @@
 """Commands that run over a data set; their options are the fields of the configurations."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from interp.ablate import AblateConfig, run_ablate
+from interp.asking import PopeConfig, run_pope
 from interp.attention import SurveyConfig, run_survey
 from interp.causal import CausalConfig, run_causal
 from interp.interventions import describe_methods
@@ -21,15 +23,30 @@ class Methods:
 
 
 @dataclass(frozen=True)
-class Study(StudyConfig):
-    """Caption images with several methods, look at the heads with and without the image, and compare."""
+class Study(PopeConfig):
+    """Caption images with several methods, look at the heads with and without the image, and compare.
+
+    With --task pope: put yes/no questions to the model, with the same methods.
+    """
+
+    task: Literal["captions", "pope"] = "captions"
+    """captions: CHAIR and T-VHD; pope: answers to yes/no questions."""
 
     def __post_init__(self) -> None:
         """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
 
     def __call__(self) -> None:
         """Run the study and print its table."""
-        summary = run_study(StudyConfig(**vars(self)))
+        settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(PopeConfig)}
+        if self.task == "pope":
+            summary = run_pope(PopeConfig(**settings))
+            if summary is None:
+                return
+        else:
+            own = {f.name for f in fields(StudyConfig)}
+            if self.questions or self.images or self.from_logits:
+                raise ValueError("--questions, --images and --from-logits belong to --task pope")
+            summary = run_study(StudyConfig(**{k: v for k, v in settings.items() if k in own}))
         print(summary)
         if summary.failures:
             sys.exit(1)
