@@ -228,7 +228,8 @@ def sweep_curves(panels: Mapping[str, Sequence[Curve]], baseline: Mapping[str, f
         sns.despine(ax=ax)
     handles, shown = axes[0, 0].get_legend_handles_labels()
     handles.append(Line2D([], [], color="black", linestyle=":", linewidth=1))
-    figure.legend(handles, [*shown, "greedy"], loc="outside right upper", frameon=False, fontsize=8)
+    columns = 2 if max(map(len, shown)) > 40 else 4
+    figure.legend(handles, [*shown, "greedy"], loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return list(axes[0])
 
 
