@@ -90,7 +90,8 @@ class Summary:
         for name, values in self.methods.items():
             methods[name] = {key: value.value for key, value in values.items()}
             methods[name]["interval"] = {key: [value.low, value.high] for key, value in values.items()}
-            del methods[name]["interval"]["tokens_per_s"]  # the images of a batch share a clock
+            for speed in ("tokens_per_s", "images_per_s"):
+                del methods[name]["interval"][speed]  # the images of a batch share a clock
             if name in self.versus_greedy:
                 versus = self.versus_greedy[name].items()
                 methods[name]["versus_greedy"] = {key: asdict(value) for key, value in versus}
@@ -131,8 +132,9 @@ def _counts(rows: Sequence[_Row]) -> np.ndarray:
 
 
 def _rates(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    speed = totals[..., 6] / np.maximum(totals[..., 7], 1e-9)
-    return rates(totals[..., :6], n) | {"tokens_per_s": speed, "kv_kib": totals[..., 8] / n / 1024}
+    seconds = np.maximum(totals[..., 7], 1e-9)
+    effort = {"tokens_per_s": totals[..., 6] / seconds, "images_per_s": n / seconds}
+    return rates(totals[..., :6], n) | effort | {"kv_kib": totals[..., 8] / n / 1024}
 
 
 def word_records(rows: Sequence[_Row]) -> list[_Row]:
@@ -223,10 +225,11 @@ _COLUMNS = {"chair_s": "CHAIR_S", "chair_i": "CHAIR_I", "recall": "recall", "len
 
 def _table(summary: Summary) -> list[str]:
     """The table of methods, and under it the paired differences from greedy."""
-    rows = [["method", *_COLUMNS.values(), "tokens/s", "KV KiB"]]
+    rows = [["method", *_COLUMNS.values(), "tokens/s", "images/s", "KV KiB"]]
     for name, values in summary.methods.items():
-        effort = (f"{values[c].value:.0f}" for c in ("tokens_per_s", "kv_kib"))
-        rows.append([name, *(cell(values[c]) for c in _COLUMNS), *effort])
+        effort = (("tokens_per_s", 0), ("images_per_s", 1), ("kv_kib", 0))
+        shown = (f"{values[c].value:.{digits}f}" for c, digits in effort)
+        rows.append([name, *(cell(values[c]) for c in _COLUMNS), *shown])
     lines = ["with 95 % bootstrap intervals over images", *aligned(rows)]
     if summary.versus_greedy:
         rows = [["method", *_COLUMNS.values(), "captions freed/spoilt", "McNemar p"]]

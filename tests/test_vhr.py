@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.interventions import VHR, alignment, paper_layers, scaled_heads
+from interp.interventions import VHR, alignment, paper_layers, parse_method, scaled_heads
 from interp.interventions.vhr import negative_outliers, vision_aware_heads
-from interp.models import LVLM, Inputs, read
+from interp.models import LVLM, Inputs, load, read
+
+PROMPT = "Please describe this image in detail."
 
 
 def test_vision_aware_heads_are_above_the_median():
@@ -246,3 +248,32 @@ def test_proposition_1_holds(model, inputs):
     gain = model.part(3, "post_attention_layernorm").weight
     expected = torch.cosine_similarity(gain * stream, gain * alone, dim=-1)
     torch.testing.assert_close(after[0, 3, 2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"attn_implementation": "eager"}])
+def test_other_types_and_backends(options, pictures):
+    """VHR steers there too, and off it changes nothing; with eager attention it does what it does with sdpa."""
+    other = load("testbed", **options)
+    inputs = other.inputs(pictures, PROMPT)
+    plain = other.generate(inputs, max_new_tokens=16).texts
+    with VHR(alpha=1.0)(other):
+        assert other.generate(inputs, max_new_tokens=16).texts == plain
+    with VHR()(other) as record:
+        steered = other.generate(inputs, max_new_tokens=16).texts
+    assert steered != plain
+    assert record[0].heads.any((1, 2)).all()
+    if "attn_implementation" in options:
+        sdpa = load("testbed")
+        with VHR()(sdpa):
+            assert sdpa.generate(sdpa.inputs(pictures, PROMPT), max_new_tokens=16).texts == steered
+
+
+def test_sampling_is_steered_too(model, pictures):
+    inputs = model.inputs(pictures, PROMPT)
+    texts = []
+    for _ in range(2):
+        with VHR()(model), parse_method("sampling:seed=3")(model):
+            texts.append(model.generate(inputs, max_new_tokens=16).texts)
+    with parse_method("sampling:seed=3")(model):
+        assert model.generate(inputs, max_new_tokens=16).texts != texts[0]
+    assert texts[0] == texts[1]
