@@ -164,7 +164,8 @@ class Run:
         self.shard.wait()  # before anyone writes
         own, failed = Records(self._own), Records(self.out / f"failures.{self.shard.rank}.jsonl")
         total = len(names) * len(ids)
-        bar = tqdm(total=total, initial=len(done), unit=unit, disable=self.shard.rank > 0)
+        quiet: dict[str, Any] = {"disable": True} if self.shard.rank else {}  # else as TQDM_DISABLE says
+        bar = tqdm(total=total, initial=len(done), unit=unit, **quiet)
         with bar:
             for name in names:
                 bar.set_description(name)
