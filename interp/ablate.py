@@ -25,6 +25,7 @@ from interp.interventions import EditHeads
 from interp.models import LVLM, load
 from interp.records import Manifest, Records
 from interp.report import aligned, cell
+from interp.runs import Shard
 from interp.study import BASELINE, StudyConfig, run_study
 
 MEASURES = {
@@ -213,7 +214,12 @@ def _ranked(config: AblateConfig, out: Path) -> Path:
 
 
 def run_ablate(config: AblateConfig) -> Ablation:
-    """Rank the heads if need be, then measure the edit and its controls, or go on with a run that was interrupted."""
+    """Rank the heads if need be, then measure the edit and its controls, or go on with a run that was interrupted.
+
+    Ranking and measures run in one process; give a sweep or a study to several.
+    """
+    if Shard.current(config.device).world > 1:
+        raise ValueError("interp ablate runs in one process; start interp study or interp sweep with the launcher")
     model = load(config.model, dtype=config.dtype, device=config.device)
     data = open_data(config.data, config.split, ObjectParser.coco()).limited(config.limit, config.seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("out", "device")}

@@ -208,7 +208,7 @@ def test_the_doctor_from_the_command_line(capsys, monkeypatch):
     cli.main(["doctor", "testbed"])
     assert "everything fits" in capsys.readouterr().out
     sick = Diagnosis("model", (Check("edits", False, "none"),), 0.1)
-    monkeypatch.setattr(cli, "diagnose", lambda _: sick)
+    monkeypatch.setattr("interp.cli.looking.diagnose", lambda _: sick)
     with pytest.raises(SystemExit) as stop:
         cli.main(["doctor", "testbed"])
     assert stop.value.code == 1

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from interp import cli
 from interp.evaluate import ObjectParser, pope
 from interp.evaluate.amber import AmberImage, amber, amber_parser, counts
+from interp.evaluate.coco import read_coco
 from interp.evaluate.files import Question, asked_object, read_captions, read_questions, read_truth
+from interp.evaluate.objects import read_synonyms
 from interp.evaluate.pope import says_yes
 from interp.evaluate.statistics import mcnemar
 from interp.scoring import score_chair, score_opope, score_pope
@@ -225,6 +227,40 @@ def test_any_file_is_read_or_refused(tmp_path_factory, text):
     for read in (read_captions, read_questions, lambda p: read_truth(p, PARSER)):
         with contextlib.suppress(ValueError):  # any other error fails
             assert read(path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["fork", "A fork.", "1.png"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["id", "name", "images", "annotations", "categories", "image_id", "category_id", "file_name"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(VALUES, VALUES)
+def test_any_annotations_are_read_or_refused(tmp_path_factory, instances, captions):
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "annotations").mkdir()
+    for name, content in (("instances", instances), ("captions", captions)):
+        write(folder / "annotations" / f"{name}_val.json", content)
+    with contextlib.suppress(ValueError):
+        read_coco(folder, "val", PARSER)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_any_synonyms_are_read_or_refused(text):
+    with contextlib.suppress(ValueError):
+        assert set(read_synonyms(text).values())
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,6 +6,7 @@ the text alone goes on to name it.  Beside them VHD, attention to the image, mea
 Proposition 1.  `heads.npz` holds every map, to choose heads by.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from interp.attention import attention_statistics
 from interp.causal.effects import attributed_contributions, exact_contributions
@@ -27,7 +27,8 @@ from interp.evaluate.objects import ObjectParser
 from interp.interventions import alignment
 from interp.metrics.attention import KINDS
 from interp.models import LVLM, Inputs, load, read
-from interp.records import Manifest, Records, device_name
+from interp.records import Manifest, device_name
+from interp.runs import Run, Shard, in_order
 from interp.trace import vhd
 
 
@@ -149,25 +150,31 @@ def _records(
 
 
 def run_causal(config: CausalConfig) -> CausalReport:
-    """Measure, or go on with a run that was interrupted; see the module."""
-    parser = ObjectParser.coco()
+    """Measure, or go on with a run that was interrupted; see the module.
+
+    Under a launcher of several processes the others than the first stop when all is written (SystemExit 0).
+    """
+    report = _run(config)
+    if report is None:
+        sys.exit(0)
+    return report
+
+
+def _run(config: CausalConfig) -> CausalReport | None:
+    parser, shard = ObjectParser.coco(), Shard.current(config.device)
     data = open_data(config.data, config.split, parser).limited(config.limit, config.seed)
-    model = load(config.model, dtype=config.dtype, device=config.device)
+    model = load(config.model, dtype=config.dtype, device=shard.device(config.device))
     settings = {k: v for k, v in vars(config).items() if k not in ("out", "device", "limit")}
     manifest = Manifest.of(
         **settings, weights=model.fingerprint, image_ids=list(data.image_ids), device=device_name(model.device)
     )
     slug = f"causal-{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
     out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"
-    manifest.claim(out)
-    records = Records(out / "words.jsonl")
-    done = {row["image_id"] for row in records.rows}
-    with tqdm(total=len(data.image_ids), initial=len(done), unit="image") as bar:
-        for start in range(0, len(data.image_ids), config.batch_size):
-            ids = data.image_ids[start : start + config.batch_size]
-            missing = {i for i in ids if i not in done}
-            if missing:
-                new = _records(model, [data.load(i) for i in ids], parser, config)
-                records.append(row for row in new if row["image_id"] in missing)
-                bar.update(len(missing))
-    return write_report(records.rows, out, seed=config.seed)
+
+    def work(name: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        return [{"method": name} | row for row in _records(model, samples, parser, config)]
+
+    with Run.opened(out, manifest, shard, "words", "image_id") as run:
+        run.work_through(data.image_ids, ["greedy"], data.load, work, batch_size=config.batch_size, unit="image")
+        rows = run.joined(in_order(data.image_ids, ["greedy"]))
+        return None if rows is None else write_report(rows, out, seed=config.seed)
