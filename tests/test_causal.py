@@ -139,6 +139,9 @@ def test_maps_by_hand():
     assert maps["causal"][0, 0] == 3.0
     assert maps["image_push_correct"][0, 0] == 4.5, "with the image minus without"
     assert maps["mean"].shape == (2, 2, 3)
+    nothing = maps_of([row | {"words": [word(5.0, False)]}])
+    assert np.isnan(nothing["push_hallucinated"]).all()
+    assert np.isnan(nothing["causal"]).all(), "half of a difference is none"
 
 
 def test_a_run_and_its_going_on(tmp_path, monkeypatch):
@@ -161,6 +164,11 @@ def test_a_run_and_its_going_on(tmp_path, monkeypatch):
     assert again == [json.loads(line) for line in whole.splitlines()]
     with pytest.raises(ValueError, match="other settings"):
         run_causal(CausalConfig(out=str(torn), **(settings | {"seed": 1})))
+    bare = run_causal(CausalConfig(out=str(tmp_path / "bare"), **(settings | {"max_new_tokens": 1})))
+    assert bare.n_words == {"hallucinated": 0, "correct": 0}
+    assert "nan" not in str(bare)
+    with pytest.raises(ValueError, match="has no values of causal"):
+        EditHeads(heads="top2", by="causal", ranking=str(bare.out / "heads.npz")).chosen(load("testbed"))
     cheap = run_causal(CausalConfig(out=str(tmp_path / "cheap"), exact=False, **settings))
     assert cheap.agreement is None
 

@@ -57,9 +57,10 @@ class CausalReport:
             lines.append("  " + "  ".join(shown))
         lines += ["", f"{'rankings of heads':<48}Spearman  top {100 * TOP_SHARE:g} % shared"]
         for name, (r, shared) in self.alike.items():
-            lines.append(f"  {name:<46}{'-' if r is None else format(r, '8.2f')}{100 * shared:13.0f} %")
+            cells = f"{'-':>8}" if r is None else f"{r:8.2f}{100 * shared:13.0f} %"
+            lines.append(f"  {name:<46}{cells}")
         lines += ["", f"{'heads that push most':<24}contribution  direct  writes the named object  VHD"]
-        for group in ("hallucinated", "correct"):
+        for group in (g for g in ("hallucinated", "correct") if self.n_words[g]):
             lines.append(f"{group} words")
             for layer, head in _top(self.maps[f"push_{group}"], 5):
                 own = (self.maps[f"{name}_{group}"][layer, head] for name in ("push", "direct", "writes_it"))
@@ -99,7 +100,7 @@ def _agreement(words: Sequence[_Row], n_layers: int) -> list[float | None]:
 
 
 def _blind(rows: Sequence[_Row], seed: int) -> dict[str, Interval]:
-    """How often the text alone names hallucinated and correct objects, and the difference, over images."""
+    """How often the text alone names hallucinated and correct objects, and the difference; what there are words of."""
     counts = np.zeros((len(rows), 4))
     for i, row in enumerate(rows):
         for w in row["words"]:
@@ -109,16 +110,17 @@ def _blind(rows: Sequence[_Row], seed: int) -> dict[str, Interval]:
     def rates(at: int) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
         return lambda totals, _: {"rate": 100 * totals[..., at] / np.maximum(totals[..., at + 1], 1)}
 
-    swapped = counts[:, [2, 3, 0, 1]]
-    return {
-        "before hallucinated words": intervals(counts, rates(0), seed=seed)["rate"],
-        "before correct words": intervals(counts, rates(2), seed=seed)["rate"],
-        "difference": differences(counts, swapped, rates(0), seed=seed)["rate"],
-    }
+    found = {}
+    for at, group in ((0, "hallucinated"), (2, "correct")):
+        if counts[:, at + 1].any():
+            found[f"before {group} words"] = intervals(counts, rates(at), seed=seed)["rate"]
+    if len(found) == 2:
+        found["difference"] = differences(counts, counts[:, [2, 3, 0, 1]], rates(0), seed=seed)["rate"]
+    return found
 
 
 def maps_of(rows: Sequence[_Row]) -> dict[str, np.ndarray]:
-    """Every map `[layer, head]`, and `mean` `[layer, head, d_head]`."""
+    """Every map `[layer, head]`, and `mean` `[layer, head, d_head]`; `nan` where there were no such words."""
     maps: dict[str, np.ndarray] = {
         name: np.mean([row[name] for row in rows], 0) for name in ("vhd", "image_mass", "mean")
     }
@@ -134,7 +136,7 @@ def maps_of(rows: Sequence[_Row]) -> dict[str, np.ndarray]:
         maps[f"patched_{group}"] = _mean(some, lambda w: np.array(w["patched"])[0], shape)
         maps[f"direct_{group}"] = _mean(some, lambda w: np.array(w["direct"]), shape)
         maps[f"writes_it_{group}"] = _mean(some, lambda w: np.array(w["writes_it"], dtype=float), shape)
-    maps["causal"] = np.nan_to_num(maps["push_correct"]) - np.nan_to_num(maps["push_hallucinated"])
+    maps["causal"] = maps["push_correct"] - maps["push_hallucinated"]
     return maps
 
 
