@@ -5,7 +5,7 @@ teacher-forced under the edit: it tells how far an edit breaks the model, whatev
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp import plots
+from interp.asking import PopeConfig, run_pope
 from interp.causal import CausalConfig, run_causal
 from interp.data import Data, open_data
 from interp.evaluate.objects import ObjectParser
-from interp.evaluate.pope import says_yes
 from interp.evaluate.statistics import Interval, differences, intervals
 from interp.interventions import EditHeads
-from interp.models import LVLM, load
+from interp.models import LVLM
 from interp.records import Manifest, Records
 from interp.report import aligned, cell
 from interp.runs import Shard
@@ -71,6 +71,8 @@ class AblateConfig(StudyConfig):
                 "expected ranking=FILE: rank the heads on other images first (interp causal --out DIR), "
                 "then pass DIR/heads.npz"
             )
+        if self.ranking is None and self.split == "dev":
+            raise ValueError("heads would be ranked on the images of the study; pass ranking=FILE, or another split")
         EditHeads(heads=self.heads, op=self.op, steps=self.steps, by=self.by)
 
     def named(self, ranking: str, n_heads: int) -> dict[str, EditHeads]:
@@ -98,7 +100,7 @@ class Ablation:
         columns = [c for c in MEASURES if c in self.values[BASELINE]]
         rows = [["", *(MEASURES[c] for c in columns)]]
         for name in (n for n in self.values if n not in self.controls):
-            rows.append([name, *(cell(self.values[name][c], digits=digits(c)) for c in columns)])
+            rows.append([name, *(_shown(self.values[name], c) for c in columns)])
         if self.controls:
             row = [f"{len(self.controls)} random sets, range"]
             for c in columns:
@@ -108,7 +110,7 @@ class Ablation:
         rows += [["", *("" for _ in columns)], ["minus greedy, paired", *("" for _ in columns)]]
         for name, values in self.versus_greedy.items():
             if name not in self.controls:
-                rows.append([name, *(cell(values[c], signed=True, digits=digits(c)) for c in columns)])
+                rows.append([name, *(_shown(values, c, signed=True) for c in columns)])
         shown = ", ".join(self.heads[:12]) + (", ..." if len(self.heads) > 12 else "")
         return "\n".join([f"{len(self.heads)} heads: {shown}", "", *aligned(rows), "", f"results: {self.out}"])
 
@@ -116,6 +118,11 @@ class Ablation:
 def digits(measure: str) -> int:
     """Decimals of a measure in the table."""
     return 3 if measure == "log_likelihood" else 1
+
+
+def _shown(values: Mapping[str, Interval], measure: str, signed: bool = False) -> str:
+    """A cell; a method that is no edit has no log-likelihood."""
+    return cell(values[measure], signed, digits(measure)) if measure in values else "-"
 
 
 def _log_p(model: LVLM, inputs: Any, captions: Sequence[Tensor], edit: EditHeads | None) -> list[tuple[float, int]]:
@@ -161,49 +168,19 @@ def _likelihoods(
     return records
 
 
-def _answers(
-    model: LVLM, data: Data, config: AblateConfig, methods: Mapping[str, EditHeads | None], out: Path
-) -> Records:
-    """Answers to adversarial yes/no questions under every edit."""
-    records = Records(out / "answers.jsonl")
-    done = {(r["image_id"], r["method"]) for r in records.rows}
-    asked = data.image_ids[: config.pope_limit]
-    assert data.questions is not None
-    with tqdm(total=len(methods) * len(asked), initial=len(done), desc="POPE", unit="image") as bar:
-        for name, edit in methods.items():
-            for image_id in asked:
-                if (image_id, name) in done:
-                    continue
-                questions = data.questions(image_id)
-                picture = data.load(image_id).image
-                inputs = model.inputs([picture] * len(questions), [text for text, _ in questions])
-                if edit is None:
-                    texts = model.generate(inputs, max_new_tokens=4).texts
-                else:
-                    with edit(model):
-                        texts = model.generate(inputs, max_new_tokens=4).texts
-                said = [(*question, text) for question, text in zip(questions, texts, strict=True)]
-                records.append([{"image_id": image_id, "method": name, "answers": said}])
-                bar.update()
-    return records
+def _measured(records: Records, seed: int) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """The log-likelihood of a token by method, and its difference from greedy."""
+    sums: dict[str, dict[int, tuple[float, float]]] = {}
+    for row in records.rows:
+        sums.setdefault(row["method"], {})[row["image_id"]] = (row["log_p"], row["n_tokens"])
+    tables = {name: np.array([of[i] for i in sorted(of)], dtype=float) for name, of in sums.items()}
 
+    def rate(totals: np.ndarray, _: int) -> dict[str, Any]:
+        return {"mean": totals[..., 0] / totals[..., 1]}
 
-Table = dict[str, np.ndarray]
-
-
-def _tables(rows: Sequence[dict[str, Any]], counts: Callable[[dict[str, Any]], tuple[float, ...]]) -> Table:
-    """For each method a row of summed counts an image."""
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for row in rows:
-        of = found.setdefault(row["method"], {})
-        of[row["image_id"]] = of.get(row["image_id"], 0) + np.array(counts(row), dtype=float)
-    return {name: np.array([of[i] for i in sorted(of)]) for name, of in found.items()}
-
-
-def _measured(tables: Table, rates: Callable[[np.ndarray, int], Mapping[str, np.ndarray]], seed: int) -> Any:
-    values = {name: intervals(table, rates, seed=seed) for name, table in tables.items()}
-    versus = {n: differences(t, tables[BASELINE], rates, seed=seed) for n, t in tables.items() if n != BASELINE}
-    return values, versus
+    values = {name: intervals(table, rate, seed=seed)["mean"] for name, table in tables.items()}
+    others = {name: table for name, table in tables.items() if name != BASELINE}
+    return values, {n: differences(t, tables[BASELINE], rate, seed=seed)["mean"] for n, t in others.items()}
 
 
 def _ranked(config: AblateConfig, out: Path) -> Path:
@@ -220,47 +197,33 @@ def run_ablate(config: AblateConfig) -> Ablation:
     """
     if Shard.current(config.device).world > 1:
         raise ValueError("interp ablate runs in one process; start interp study or interp sweep with the launcher")
-    model = load(config.model, dtype=config.dtype, device=config.device)
+    model = config.load(Shard())
     data = open_data(config.data, config.split, ObjectParser.coco()).limited(config.limit, config.seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("out", "device")}
     manifest = Manifest.of(**settings, weights=model.fingerprint, image_ids=list(data.image_ids))
     out = Path(config.out or Path("runs") / f"ablate-{Path(config.model).name}-{manifest.digest}")
     manifest.claim(out)
-    ranking = config.ranking
-    if ranking is None:
-        shared = {
-            name: getattr(config, name) for name in ("model", "data", "prompt", "max_new_tokens", "device", "dtype")
-        }
-        ranking = str(
-            run_causal(CausalConfig(split="dev", exact=False, out=str(out / "ranking"), **shared)).out / "heads.npz"
-        )
+    ranking = config.ranking or str(_ranked(config, out) / "heads.npz")
     edit = EditHeads(heads=config.heads, op=config.op, ranking=ranking, by=config.by)
     edits = config.named(ranking, len(edit.chosen(model)))
-    study: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(StudyConfig)}
-    study["out"] = str(out / "captions")
-    summary = run_study(StudyConfig(**study), edits)
+    shared: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(StudyConfig)}
+    shared["out"] = str(out / "captions")
+    summary = run_study(StudyConfig(**shared), edits)
     values = {name: dict(v) for name, v in summary.methods.items()}
     versus = {name: dict(v) for name, v in summary.versus_greedy.items()}
-    methods: dict[str, EditHeads | None] = {BASELINE: None, **edits}
-
-    def merge(records: Records, counts: Any, rates: Any) -> None:
-        more, differing = _measured(_tables(records.rows, counts), rates, config.seed)
-        for name in more:
-            values[name] |= more[name]
-        for name in differing:
-            versus[name] |= differing[name]
-
-    merge(
-        _likelihoods(model, data, config, methods, out),
-        lambda r: (r["log_p"], r["n_tokens"]),
-        lambda totals, _: {"log_likelihood": totals[..., 0] / totals[..., 1]},
-    )
+    likely = _measured(_likelihoods(model, data, config, {BASELINE: None, **edits}, out), config.seed)
+    found = {"log_likelihood": likely}
     if config.pope_limit and data.questions is not None:
-        merge(
-            _answers(model, data, config, methods, out),
-            lambda r: (sum(says_yes(said) == label for _, label, said in r["answers"]), len(r["answers"])),
-            lambda totals, _: {"pope_accuracy": 100 * totals[..., 0] / totals[..., 1]},
-        )
+        shared |= {"limit": config.pope_limit, "out": str(out / "pope")}
+        asked = run_pope(PopeConfig(**shared), edits)
+        assert asked is not None
+        absolute, relative = asked.intervals, asked.versus_greedy
+        absolute, relative = ({n: row["accuracy"] for n, row in of.items()} for of in (absolute, relative))
+        found["pope_accuracy"] = absolute, relative
+    for measure, (absolute, relative) in found.items():
+        for rows, new in ((values, absolute), (versus, relative)):
+            for name, value in new.items():
+                rows[name][measure] = value
     label, *controls = edits
     heads = tuple(str(h) for h in edit.chosen(model))
     ablation = Ablation(values, versus, heads, label, tuple(controls), out)

@@ -5,7 +5,7 @@ token, after whatever a method does to the logits.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from interp.evaluate import ObjectParser, pope
 from interp.evaluate.files import Question, read_questions
 from interp.evaluate.pope import Pope, counted, rates
 from interp.evaluate.statistics import Interval, McNemar, differences, intervals, mcnemar
+from interp.interventions import Method
 from interp.models import LVLM, Inputs
 from interp.records import Manifest, Records, device_name
 from interp.report import aligned, cell
@@ -144,8 +145,7 @@ class PopeSummary:
         return "\n".join([*lines, "", f"results: {self.out}"])
 
 
-def _summary(rows: Sequence[dict[str, Any]], config: PopeConfig, out: Path) -> PopeSummary:
-    names = list(config.parsed_methods)
+def _summary(rows: Sequence[dict[str, Any]], names: Sequence[str], config: PopeConfig, out: Path) -> PopeSummary:
     by = {name: {r["question_id"]: r for r in rows if r["method"] == name} for name in names}
     common = sorted(set.intersection(*(set(found) for found in by.values())), key=str)
     if not common:
@@ -179,12 +179,15 @@ def _summary(rows: Sequence[dict[str, Any]], config: PopeConfig, out: Path) -> P
     )
 
 
-def run_pope(config: PopeConfig) -> PopeSummary | None:
-    """Put the questions, or go on with a run that was interrupted; None in the other processes of a launch."""
+def run_pope(config: PopeConfig, more: Mapping[str, Method] | None = None) -> PopeSummary | None:
+    """Put the questions, or go on with a run that was interrupted; None in the other processes of a launch.
+
+    `more` are methods, by name, beside those of the configuration.
+    """
     shard = Shard.current(config.device)
     questions, read = _questions(config)
     model = config.load(shard)
-    methods = config.parsed_methods
+    methods = config.parsed_methods | dict(more or {})
     for method in methods.values():
         with method(model):
             pass
@@ -207,7 +210,7 @@ def run_pope(config: PopeConfig) -> PopeSummary | None:
         rows = run.joined(in_order(list(questions), methods))
         if rows is None:
             return None
-        summary = _summary(rows, config, out)
+        summary = _summary(rows, list(methods), config, out)
         found = {
             name: asdict(score) | {"interval": {k: [v.low, v.high] for k, v in summary.intervals[name].items()}}
             for name, score in summary.methods.items()

@@ -161,6 +161,9 @@ class Run:
         """
         names = list(names)
         done = {(row[self.id_field], row["method"]) for row in self.rows()}
+        if self.shard.rank == 0:  # what failed before is tried again
+            for path in self.out.glob("failures*.jsonl"):
+                path.unlink()
         self.shard.wait()  # before anyone writes
         own, failed = Records(self._own), Records(self.out / f"failures.{self.shard.rank}.jsonl")
         total = len(names) * len(ids)
@@ -192,10 +195,10 @@ class Run:
             return None
         files = self._files()
         rows = sorted(self.rows(), key=lambda row: order[row[self.id_field], row["method"]])
-        failures = [row for path in sorted(self.out.glob("failures.*.jsonl")) for row in Records(path).rows]
-        for path in self.out.glob("failures.*.jsonl"):
+        parts = sorted(self.out.glob("failures.*.jsonl"))
+        failures = [row for path in parts for row in Records(path).rows]
+        for path in parts:
             path.unlink()
-        (self.out / "failures.jsonl").unlink(missing_ok=True)
         if failures:
             Records(self.out / "failures.jsonl").append(failures)
         if len(files) > 1 or rows != Records(files[0]).rows:

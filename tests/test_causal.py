@@ -190,9 +190,14 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
         assert set(values) == {"chair_s", "chair_i", "recall", "pope_accuracy", "log_likelihood"}
     greedy, edited = (found["values"][n]["log_likelihood"]["value"] for n in ("greedy", "zero top5 by image_mass"))
     assert edited < greedy < 0, "greedy's own captions are likeliest unedited"
+    assert found["values"]["greedy"]["pope_accuracy"]["value"] > 50
     before = (out / "likelihood.jsonl").read_text()
     cli.main(["ablate", *few, *ask, "--out", str(out)])
     assert (out / "likelihood.jsonl").read_text() == before, "nothing is computed twice"
+    more = ["--methods", "greedy,beams:num_beams=2", "--controls", "0", "--pope-limit", "0", "--op", "twin"]
+    cli.main(["ablate", *few, "--heads", "L0H1", "--ranking", ranking, *more, "--out", str(tmp_path / "beside")])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("beams")][:1]
+    assert row.rstrip().endswith("-"), "a method that is no edit has no log-likelihood"
     methods = "edit:heads=top:op=zero,edit:heads=random:op=zero:seed=0,edit:heads=random:op=zero:seed=1"
     place = ["--ranking", ranking, "--out", str(tmp_path / "sweep")]
     cli.main(["sweep", *few, "--methods", methods, "--vary", "share=0.05,0.1", *place])
@@ -205,6 +210,7 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
         (["ablate", "--data", "coco:/nowhere"], "rank the heads on other images first"),
         (["ablate", "--op", "double"], "op is one of scale"),
         (["ablate", "--controls", "-1"], "at least 0"),
+        (["ablate", "--split", "dev"], "ranked on the images of the study"),
         (["sweep", "--vary", "alpha"], "vary takes parameter=value"),
         (["sweep", "--methods", "vcd", "--vary", "keep=1"], "vcd has none of the varied parameters keep"),
         (["causal", "--limit", "0"], "limit is a number of at least 1"),

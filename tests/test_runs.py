@@ -79,6 +79,8 @@ def test_short_memory_halves_the_batch(whole, tmp_path, monkeypatch):
     captions = {(r["image_id"], r["method"]): r["caption"] for r in lines(tmp_path / "run" / "captions.jsonl")}
     assert captions == {(r["image_id"], r["method"]): r["caption"] for r in whole if r["image_id"] != poor}
     monkeypatch.undo()
+    stale = {"image_id": poor, "method": "greedy", "error": "of a run that was killed"}
+    Records(tmp_path / "run" / "failures.0.jsonl").append([stale])
     main(["study", *ARGUMENTS, "--out", str(tmp_path / "run")])
     found = lines(tmp_path / "run" / "captions.jsonl")
     assert [(r["image_id"], r["caption"]) for r in found] == [(r["image_id"], r["caption"]) for r in whole]

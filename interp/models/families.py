@@ -47,7 +47,7 @@ class Family:
     layout: str | None = None
     """How image tokens lie on the picture (a name in `interp.models.layout.LAYOUTS`); None: they do not."""
     needs_pixels: bool = False
-    """Whether the model insists on pictures even where no token stands for them."""
+    """Whether the model insists on pictures even where no token stands for them; it generates in its decoder alone."""
 
     @property
     def final_norm(self) -> str:
