@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from interp.attention import attention_statistics
+from interp.experiments.records import Manifest, device_name
 from interp.models import LVLM, Inputs
-from interp.models.attention import attention_backend
-from interp.records import Manifest, device_name
+from interp.models.kernels import attention_backend
 from interp.testbed.build import build_config, build_model, build_processor
+from interp.trace.attention import attention_statistics
 
 GIB = 2**30
 CASES = [(length, 16) for length in (512, 1024, 2048, 4096)] + [(1024, layers) for layers in (4, 8)]

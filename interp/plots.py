@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from PIL.Image import Image
 
-from interp.evaluate.statistics import Interval
+from interp.evaluate.bootstrap import Interval
 from interp.metrics.ranking import auroc
 
 CORRECT, HALLUCINATED = "#3b6fb6", "#c8442f"

@@ -14,54 +14,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": set(),
     "testbed": BASE,
     "models": {"testbed"},
-    "trace": {"models", "metrics"},
+    "trace": {"models", "metrics", "plots"},
     "interventions": {"trace", "models", "metrics"},
+    "attribution": {"interventions", "trace", "models", "metrics", "evaluate"},
     "data": {"testbed", "evaluate"},
-    "records": set(),
     "plots": BASE,
-    "report": {"plots", "records", *BASE},
-    "runs": {"records"},
-    "heads": {"trace", "models", "plots", "metrics"},
-    "attention": {"data", "models", "plots", "records", *BASE},
-    "bench": {"attention", "models", "records", "testbed"},
-    "study": {"interventions", "trace", "models", "data", "records", "report", "runs", *BASE},
-    "causal": {"attention", "interventions", "trace", "models", "data", "records", "runs", "plots", *BASE},
-    "ablate": {
-        "asking",
-        "runs",
-        "causal",
-        "interventions",
-        "models",
-        "data",
-        "records",
-        "plots",
-        "report",
-        "study",
-        *BASE,
-    },
-    "scoring": {"evaluate"},
-    "tables": set(),
-    "harness": {"interventions", "models", "runs"},
-    "asking": {"interventions", "models", "data", "records", "report", "runs", "study", *BASE},
-    "sweep": {"interventions", "plots", "report", "study"},
+    "views": {"trace", "models", "plots", *BASE},
+    "experiments": {"attribution", "interventions", "trace", "models", "data", "plots", *BASE},
+    "bench": {"experiments", "trace", "models", "testbed"},
+    "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
-    "cli": {
-        "ablate",
-        "asking",
-        "scoring",
-        "attention",
-        "bench",
-        "causal",
-        "sweep",
-        "interventions",
-        "plots",
-        "study",
-        "heads",
-        "data",
-        "models",
-        "testbed",
-    },
+    "cli": {"bench", "experiments", "views", "interventions", "trace", "models", "data", "plots", "testbed", *BASE},
 }
+"""What each part of the package may import beside itself."""
+INSIDE: dict[str, list[set[str]]] = {
+    "interventions": [{"primitives"}, {"methods"}, {"registry"}],
+    "models": [{"families", "inputs", "kernels"}, {"lvlm"}, {"sites", "image_free", "layout"}, {"doctor"}, {"loading"}],
+}
+"""Floors inside a package, the lowest first: a module imports from its own floor and those below."""
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -102,6 +72,19 @@ def test_imports_point_one_way(path):
     assert not wrong, f"interp.{part} must not import {sorted(wrong)}"
 
 
+@pytest.mark.parametrize("package", INSIDE)
+def test_imports_point_one_way_inside_a_package(package):
+    floor = {module: i for i, modules in enumerate(INSIDE[package]) for module in modules}
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        own = path.relative_to(PACKAGE / package).with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        assert own in floor, f"interp.{package}.{own} is new: give it its floor"
+        below = {m.split(".")[2] for m in modules(path) if m.startswith(f"interp.{package}.") and m.count(".") > 1}
+        above = {m for m in below if m in floor and floor[m] > floor[own]}
+        assert not above, f"interp.{package}.{own} must not import {sorted(above)}"
+
+
 def test_the_arrows_have_no_cycle():
     order: list[str] = []
     while len(order) < len(MAY_IMPORT):
@@ -132,7 +115,7 @@ def test_imports_stand_at_the_top():
 
 
 def test_importing_prints_nothing_and_draws_no_random_number():
-    files = [p for p in FILES if p.stem != "harness"]  # lmms-eval imports that one, if it is there
+    files = [p for p in FILES if p.stem != "lmms_eval"]  # lmms-eval imports that one, if it is there
     names = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for p in files]
     state = "(torch.initial_seed(), numpy.random.get_state()[1].sum(), random.getstate())"
     lines = ["import random, torch, numpy", f"before = {state}", *(f"import {name}" for name in names)]

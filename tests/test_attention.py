@@ -11,27 +11,18 @@ from torch import Tensor
 from zoo import build
 
 from interp import cli
-from interp.attention import (
-    SinksConfig,
-    SurveyConfig,
-    attention_statistics,
-    inside,
-    measure_sinks,
-    overlay,
-    run_survey,
-    sequences,
-    token_kinds,
-)
-from interp.attention import survey as survey_module
-from interp.attention.overlay import find_word, spread
-from interp.attention.survey import Accumulator, kind_of, top_tokens
+from interp.experiments import attention as survey_module
+from interp.experiments.attention import Accumulator, SurveyConfig, kind_of, run_survey, top_tokens
 from interp.metrics import attention as metrics
 from interp.metrics.attention import FRACTIONS, RECALLS, sparsity
 from interp.models import LVLM, AttentionCall, Head, Inputs, load, read
-from interp.models.attention import attention_backend
+from interp.models.kernels import attention_backend
 from interp.models.layout import Piece
 from interp.testbed.draw import draw
 from interp.testbed.world import CELL, scene
+from interp.trace.attention import attention_statistics, token_kinds
+from interp.trace.sinks import SinksConfig, inside, measure_sinks, sequences
+from interp.views.overlay import find_word, overlay, spread
 
 IMAGE, PROMPT, GENERATED = range(3)
 CLOSE: Any = {"rtol": 1e-5, "atol": 1e-5}

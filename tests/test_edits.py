@@ -9,8 +9,8 @@ from test_families import PROMPTS, picture
 from zoo import build
 
 from interp.interventions import EditHeads, parse_method
-from interp.interventions.edits import head_set
-from interp.models import LVLM, Head, Inputs, load, read, twin, visit
+from interp.interventions.methods.edits import head_set
+from interp.models import LVLM, Head, Inputs, load, read, run_with_edits, twin
 
 HEADS = "L0H1+L2H3+L2H0"
 SHAPE = (8, 8)
@@ -50,7 +50,7 @@ def by_trace(model: LVLM, inputs: Inputs, edit: EditHeads) -> torch.Tensor:
                 z[:, at, head.head] *= edit.factor if edit.op == "scale" else 0.0
         return z
 
-    return visit(model, inputs, {"z": change})[:, -1]
+    return run_with_edits(model, inputs, {"z": change})[:, -1]
 
 
 @pytest.mark.parametrize("steps", ["all", "prompt", "generated"])

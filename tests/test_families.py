@@ -15,9 +15,9 @@ from zoo import TEXT, VISION, build
 from interp.interventions import VHR
 from interp.metrics.vhd import head_divergence
 from interp.models import FAMILIES, LVLM, TWINS, Inputs, diagnose, load, read, twin
-from interp.models.attention import attention_backend
+from interp.models.kernels import attention_backend
 from interp.models.layout import layout
-from interp.trace import token_vhd, vhd
+from interp.trace.divergence import token_vhd, vhd
 
 PROMPTS = ["Please describe this image in detail.", "Is there a fork in the image?"]
 NEEDS_TORCHVISION = {"llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "smolvlm", "mistral3"}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from interp.causal import attributed_contributions
+from interp.attribution.effects import attributed_contributions
 from interp.interventions import METHODS, parse_method
 from interp.models import load
-from interp.trace import vhd
+from interp.trace.divergence import vhd
 
 pytestmark = [
     pytest.mark.gpu,

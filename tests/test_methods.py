@@ -10,10 +10,10 @@ from zoo import build
 
 from interp import cli
 from interp.interventions import H2O, METHODS, PAI, FastV, SnapKV, StreamingLLM, TopK, parse_method
-from interp.interventions.guidance import farthest
-from interp.interventions.memory import Marks, Memory
+from interp.interventions.methods.guidance import farthest
+from interp.interventions.primitives.kv_cache import Marks, Memory
 from interp.models import AttentionCall, load
-from interp.models.attention import watched
+from interp.models.kernels import watched
 
 STEPS: Any = {"max_new_tokens": 16, "min_new_tokens": 16}
 OFF = [":".join([name, METHODS[name]().off]).rstrip(":") for name in METHODS]

@@ -16,7 +16,7 @@ from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, UnsupportedModelError, diagnose, load, twin
 from interp.models.doctor import Check, Diagnosis
 from interp.testbed import WEIGHTS
-from interp.trace import token_vhd, vhd
+from interp.trace.divergence import token_vhd, vhd
 
 PROMPT = "Please describe this image in detail."
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from interp import cli
 from interp.evaluate import ObjectParser, pope
 from interp.evaluate.amber import AmberImage, amber, amber_parser, counts
+from interp.evaluate.bootstrap import mcnemar
 from interp.evaluate.coco import read_coco
 from interp.evaluate.files import Question, asked_object, read_captions, read_questions, read_truth
 from interp.evaluate.objects import read_synonyms
 from interp.evaluate.pope import says_yes
-from interp.evaluate.statistics import mcnemar
-from interp.scoring import score_chair, score_opope, score_pope
+from interp.evaluate.scoring import score_chair, score_opope, score_pope
 from interp.testbed.export import export
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from interp.interventions import scaled_heads
-from interp.models import SITES, AttentionCall, Head, read, visit
-from interp.models.attention import attention_backend
+from interp.models import SITES, AttentionCall, Head, read, run_with_edits
+from interp.models.kernels import attention_backend
 
 
 def call_of(query, key, value, mask=None, **options) -> AttentionCall:
@@ -96,16 +96,16 @@ def test_reduce_keeps_only_what_it_returns(model, inputs):
     assert found["z"].shape == (4, model.n_layers)
 
 
-def test_visits_come_in_execution_order(model, inputs):
+def test_edits_come_in_execution_order(model, inputs):
     order: list[str] = []
-    visit(model, inputs, {site: lambda layer, _, site=site: order.append(f"{site}{layer}") for site in SITES})
+    run_with_edits(model, inputs, {site: lambda layer, _, site=site: order.append(f"{site}{layer}") for site in SITES})
     of_layer = [f"{site}{{}}" for site in SITES if site != "logits"]
     assert order == [s.format(layer) for layer in range(model.n_layers) for s in of_layer] + ["logits-1"]
 
 
 def test_editing_head_outputs_equals_a_native_hook(model, inputs):
     scale = torch.rand(4, model.n_layers, model.n_heads, generator=torch.Generator().manual_seed(0)) * 2
-    edited = visit(model, inputs, {"z": lambda layer, z: z * scale[:, layer, None, :, None]})
+    edited = run_with_edits(model, inputs, {"z": lambda layer, z: z * scale[:, layer, None, :, None]})
     with scaled_heads(model, scale), torch.no_grad():
         assert torch.equal(edited, model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=1).logits)
 
@@ -126,24 +126,24 @@ def test_editing_a_stream_equals_a_forward_hook(model, inputs, site):
     with torch.no_grad():
         expected = model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=1).logits
     handle.remove()
-    edited = visit(model, inputs, {f"blocks.3.hook_{site}": lambda _, x: x * 0.5})
+    edited = run_with_edits(model, inputs, {f"blocks.3.hook_{site}": lambda _, x: x * 0.5})
     assert torch.equal(edited, expected)
-    assert not torch.equal(edited, visit(model, inputs, {}))
+    assert not torch.equal(edited, run_with_edits(model, inputs, {}))
 
 
 @pytest.mark.parametrize("site", ["q", "k", "v", "scores", "pattern"])
 def test_editing_inside_the_kernel(model, inputs, site):
     """Halving queries, keys or scores is the same edit; so is halving values, probabilities or head outputs."""
     alike = "scores" if site in ("q", "k", "scores") else "z"
-    halved = visit(model, inputs, {f"blocks.4.{site}": lambda _, x: x * 0.5})
+    halved = run_with_edits(model, inputs, {f"blocks.4.{site}": lambda _, x: x * 0.5})
     torch.testing.assert_close(
-        halved, visit(model, inputs, {f"blocks.4.{alike}": lambda _, x: x * 0.5}), rtol=1e-4, atol=1e-4
+        halved, run_with_edits(model, inputs, {f"blocks.4.{alike}": lambda _, x: x * 0.5}), rtol=1e-4, atol=1e-4
     )
-    assert (halved - visit(model, inputs, {})).abs().max() > 1e-3
+    assert (halved - run_with_edits(model, inputs, {})).abs().max() > 1e-3
 
 
 def test_reading_everything_changes_nothing(model, inputs):
-    plain = visit(model, inputs, {}, keep=None)
+    plain = run_with_edits(model, inputs, {}, keep=None)
     assert torch.equal(read(model, inputs, SITES[:1] + SITES[2:])["logits"], plain)
     assert model.backend == "sdpa"
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from interp.interventions import scaled_heads
 from interp.metrics.vhd import head_divergence
 from interp.models import LVLM, Inputs, read
-from interp.trace import token_vhd, vhd
+from interp.trace.divergence import token_vhd, vhd
 
 
 def last_heads(model: LVLM, inputs: Inputs) -> Tensor:

@@ -9,10 +9,10 @@ from test_families import PROMPTS, picture
 from torch import Tensor
 from zoo import build
 
-from interp.interventions.contrast import M3ID, VCD, contrast_logits, embedding_contrast
-from interp.interventions.memory import Marks, Memory
-from interp.interventions.vasparse import VASparse, density_peaks, merged, penalised, running_softmax, top_mask
-from interp.models import LVLM, Inputs, load, read, twin, visit
+from interp.interventions.methods.contrast import M3ID, VCD, contrast_logits, embedding_contrast
+from interp.interventions.methods.vasparse import VASparse, density_peaks, merged, penalised, running_softmax, top_mask
+from interp.interventions.primitives.kv_cache import Marks, Memory
+from interp.models import LVLM, Inputs, load, read, run_with_edits, twin
 
 CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 STEPS: Any = {"max_new_tokens": 24, "min_new_tokens": 24}
@@ -141,7 +141,9 @@ def test_native_steps_equal_a_traced_pass(model, inputs, settings):
     def see(layer: int, call: Any) -> None:
         patterns[layer] = pattern(layer, call)
 
-    logits = visit(model, whole, {"attention": see, "pattern": lambda layer, _: patterns[layer]}, keep=25)[:, :-1]
+    logits = run_with_edits(model, whole, {"attention": see, "pattern": lambda layer, _: patterns[layer]}, keep=25)[
+        :, :-1
+    ]
     found = torch.stack(native, 1)
     written_out = found.isfinite()  # `min_new_tokens` forbids the end of sequence
     assert written_out.float().mean() > 0.99

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from interp.interventions import VHR, alignment, paper_layers, parse_method, scaled_heads
-from interp.interventions.vhr import negative_outliers, vision_aware_heads
+from interp.interventions.methods.vhr import negative_outliers, vision_aware_heads
 from interp.models import LVLM, Inputs, load, read
 
 PROMPT = "Please describe this image in detail."

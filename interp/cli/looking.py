@@ -8,11 +8,12 @@ from typing import Any, Literal
 import tyro
 
 from interp import plots
-from interp.attention import SinksConfig, measure_sinks, overlay
 from interp.cli.testbed import at_least_one
 from interp.data import read_image
-from interp.heads import HeadsConfig, look
 from interp.models import LVLM, Head, diagnose, load
+from interp.trace.sinks import SinksConfig, measure_sinks
+from interp.views.heads import HeadsConfig, look
+from interp.views.overlay import overlay
 
 
 @dataclass(frozen=True)

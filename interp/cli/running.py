@@ -4,13 +4,13 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from interp.ablate import AblateConfig, run_ablate
-from interp.asking import PopeConfig, run_pope
-from interp.attention import SurveyConfig, run_survey
-from interp.causal import CausalConfig, run_causal
+from interp.experiments.ablation import AblateConfig, run_ablate
+from interp.experiments.attention import SurveyConfig, run_survey
+from interp.experiments.attribution import CausalConfig, run_causal
+from interp.experiments.captions import StudyConfig, run_study
+from interp.experiments.pope import PopeConfig, run_pope
+from interp.experiments.sweep import SweepConfig, run_sweep
 from interp.interventions import describe_methods
-from interp.study import StudyConfig, run_study
-from interp.sweep import SweepConfig, run_sweep
 
 
 @dataclass(frozen=True)

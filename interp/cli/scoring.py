@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from interp.scoring import Scores, score_amber, score_chair, score_opope, score_pope
+from interp.evaluate.scoring import Scores, score_amber, score_chair, score_opope, score_pope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Scoring what models say against what is there; knows nothing of models."""
 
+from interp.evaluate.bootstrap import Interval, differences, intervals
 from interp.evaluate.chair import CaptionScore, Chair, chair, score_caption
 from interp.evaluate.objects import Mention, ObjectParser
 from interp.evaluate.pope import Pope, pope
-from interp.evaluate.statistics import Interval, differences, intervals
 
 __all__ = [
     "CaptionScore",

@@ -1,15 +1,15 @@
 """Changing what a model does while it generates."""
 
-from interp.interventions.contrast import M3ID, VCD
-from interp.interventions.decoding import Beams, Greedy, Sampling
-from interp.interventions.edits import EditHeads
-from interp.interventions.guidance import PAI, SPIN, DoLa
-from interp.interventions.heads import head_directions, scaled_heads
-from interp.interventions.opera import OPERA
+from interp.interventions.methods.contrast import M3ID, VCD
+from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.edits import EditHeads
+from interp.interventions.methods.guidance import PAI, SPIN, DoLa
+from interp.interventions.methods.opera import OPERA
+from interp.interventions.methods.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
+from interp.interventions.methods.vasparse import VASparse
+from interp.interventions.methods.vhr import VHR, HeadSelection, alignment, paper_layers
+from interp.interventions.primitives.head_scaling import head_directions, scaled_heads
 from interp.interventions.registry import METHODS, Method, describe_methods, parse_method
-from interp.interventions.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
-from interp.interventions.vasparse import VASparse
-from interp.interventions.vhr import VHR, HeadSelection, alignment, paper_layers
 
 __all__ = [
     "H2O",

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from interp.interventions.contrast import M3ID, VCD
-from interp.interventions.decoding import Beams, Greedy, Sampling
-from interp.interventions.edits import EditHeads
-from interp.interventions.guidance import PAI, SPIN, DoLa
-from interp.interventions.opera import OPERA
-from interp.interventions.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
-from interp.interventions.vasparse import VASparse
-from interp.interventions.vhr import VHR
+from interp.interventions.methods.contrast import M3ID, VCD
+from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.edits import EditHeads
+from interp.interventions.methods.guidance import PAI, SPIN, DoLa
+from interp.interventions.methods.opera import OPERA
+from interp.interventions.methods.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
+from interp.interventions.methods.vasparse import VASparse
+from interp.interventions.methods.vhr import VHR
 from interp.models import LVLM
 
 Method = Callable[[LVLM], AbstractContextManager[Any]]

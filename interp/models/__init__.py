@@ -1,13 +1,13 @@
 """Models, loaded, checked and described the same way whatever their family."""
 
-from interp.models.attention import AttentionCall
 from interp.models.doctor import Check, Diagnosis, diagnose
 from interp.models.families import FAMILIES, TEXT, VISION, Family, UnsupportedModelError
+from interp.models.image_free import TWINS, paired, twin
 from interp.models.inputs import Inputs
+from interp.models.kernels import AttentionCall
 from interp.models.loading import load
 from interp.models.lvlm import LVLM, Generation
-from interp.models.sites import SITES, Head, read, visit
-from interp.models.twins import TWINS, paired, twin
+from interp.models.sites import SITES, Head, read, run_with_edits
 
 __all__ = [
     "FAMILIES",
@@ -28,6 +28,6 @@ __all__ = [
     "load",
     "paired",
     "read",
+    "run_with_edits",
     "twin",
-    "visit",
 ]

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interp.models.attention import AttentionCall, attention_backend
 from interp.models.families import UnsupportedModelError
+from interp.models.image_free import twin
 from interp.models.inputs import Inputs
+from interp.models.kernels import AttentionCall, attention_backend
 from interp.models.lvlm import LVLM
-from interp.models.sites import visit
-from interp.models.twins import twin
+from interp.models.sites import run_with_edits
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference, as a share of the largest value, that counts as rounding."""
@@ -99,9 +99,9 @@ class _Seen:
         self.row_sums = self.leaks = self.mixing = self.residue = 0.0
         self.parts: dict[str, Tensor] = {}
         self.call: AttentionCall | None = None
-        visits: Any = {name: self._keep(name) for name in ("resid_pre", "attn_out", "mlp_out")}
-        visits |= {"attention": self._attention, "z": self._z, "resid_post": self._resid_post}
-        self.logits = visit(model, inputs, visits, keep=None)
+        edits: Any = {name: self._keep(name) for name in ("resid_pre", "attn_out", "mlp_out")}
+        edits |= {"attention": self._attention, "z": self._z, "resid_post": self._resid_post}
+        self.logits = run_with_edits(model, inputs, edits, keep=None)
 
     def _keep(self, name: str) -> Any:
         def keep(_: int, value: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _inside(model: LVLM, inputs: Inputs, tolerance: float) -> Iterator[Check]:
     def silence(_: int, z: Tensor) -> Tensor:
         return z.index_fill(2, torch.tensor([z.shape[2] - 1], device=z.device), 0)
 
-    changed = (visit(model, inputs, {"z": silence}) - plain[:, -1:]).abs().max().item()
+    changed = (run_with_edits(model, inputs, {"z": silence}) - plain[:, -1:]).abs().max().item()
     yield Check("silencing a head changes the logits", changed > 0, f"by {changed:.1e}")
     other = "eager" if model.backend != "eager" else "sdpa"
     name = f"{model.backend} and {other} agree"

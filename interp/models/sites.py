@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.models.attention import AttentionCall, watched
 from interp.models.inputs import Inputs
+from interp.models.kernels import AttentionCall, watched
 from interp.models.lvlm import LVLM
 
 IN_KERNEL = ("attention", "q", "k", "v", "scores", "pattern")
@@ -36,7 +36,7 @@ ALIASES = {
     "hook_resid_post": "resid_post",
 }
 
-Visit = Callable[[int, Any], Tensor | None]
+SiteEdit = Callable[[int, Any], Tensor | None]
 """Called with a layer and the value at a site; a returned tensor of the same shape replaces it."""
 
 
@@ -78,10 +78,10 @@ class Site(NamedTuple):
         return cls(ALIASES.get(match[2], match[2]), int(match[1]))
 
 
-def _places(model: LVLM, visits: Iterable[tuple[str, Visit]]) -> dict[tuple[str, int], list[Visit]]:
-    """The visits of each site and layer, in the order given."""
-    places: dict[tuple[str, int], list[Visit]] = {}
-    for name, visit in visits:
+def _places(model: LVLM, edits: Iterable[tuple[str, SiteEdit]]) -> dict[tuple[str, int], list[SiteEdit]]:
+    """The edits of each site and layer, in the order given."""
+    places: dict[tuple[str, int], list[SiteEdit]] = {}
+    for name, edit in edits:
         site = Site.parse(name)
         if site.layer is not None and site.layer >= model.n_layers:
             raise ValueError(f"{name!r}: this model has layers 0 to {model.n_layers - 1}")
@@ -89,15 +89,15 @@ def _places(model: LVLM, visits: Iterable[tuple[str, Visit]]) -> dict[tuple[str,
             raise ValueError(f"the site {site.name!r} lies inside a kernel, which a remote model does not show")
         everywhere = [-1] if site.name == "logits" else range(model.n_layers)
         for layer in everywhere if site.layer is None else [site.layer]:
-            places.setdefault((site.name, layer), []).append(visit)
+            places.setdefault((site.name, layer), []).append(edit)
     return places
 
 
 class _Pass:
-    """The visits of one forward pass."""
+    """The edits of one forward pass."""
 
-    def __init__(self, model: LVLM, inputs: Inputs, visits: Iterable[tuple[str, Visit]]) -> None:
-        self.places = _places(model, visits)
+    def __init__(self, model: LVLM, inputs: Inputs, edits: Iterable[tuple[str, SiteEdit]]) -> None:
+        self.places = _places(model, edits)
         self.shape = inputs.input_ids.shape
         self.watches: dict[Any, Any] = {
             model.part(layer, model.family.attention): partial(self.in_kernel, layer)
@@ -106,10 +106,10 @@ class _Pass:
         }
 
     def show(self, site: str, layer: int, value: Any) -> Any:
-        """The value after all visits of a place, None if none of them changed it."""
+        """The value after all edits of a place, None if none of them changed it."""
         edited = None
-        for visit in self.places.get((site, layer), ()):
-            answer = visit(layer, value)
+        for edit in self.places.get((site, layer), ()):
+            answer = edit(layer, value)
             if answer is not None:
                 value = edited = answer
         return edited
@@ -143,24 +143,24 @@ class _Pass:
         return None if call is before and pattern is None else (call, pattern)
 
 
-def visit(
-    model: LVLM, inputs: Inputs, visits: Mapping[str, Visit], keep: int | None = 1
+def run_with_edits(
+    model: LVLM, inputs: Inputs, edits: Mapping[str, SiteEdit], keep: int | None = 1
 ) -> Float[Tensor, "batch keep vocabulary"]:
-    """Run one forward pass and call each visit with the values at its site, in execution order; some may edit.
+    """Run one forward pass and call each edit with the values at its site, in execution order, to be changed or left.
 
     A value is `[batch, token, d_model]` for residual streams and what is added to them, `[batch, token, head, d_head]`
     for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, head, query, key]` for `scores` and `pattern`
     (computed from queries and keys whatever the backend), an `AttentionCall`, to be read only, for `attention`.
     Returns the logits of the last `keep` positions (None: of all).
     """
-    return _run(model, inputs, visits.items(), keep, {})
+    return _run(model, inputs, edits.items(), keep, {})
 
 
 def _run(
-    model: LVLM, inputs: Inputs, visits: Iterable[tuple[str, Visit]], keep: int | None, found: dict[str, Any]
+    model: LVLM, inputs: Inputs, edits: Iterable[tuple[str, SiteEdit]], keep: int | None, found: dict[str, Any]
 ) -> Tensor:
-    """One traced pass; `found` is what the visits fill, named here so that a remote pass sends it back."""
-    one, family, root = _Pass(model, inputs, visits), model.family, model.traced
+    """One traced pass; `found` is what the edits fill, named here so that a remote pass sends it back."""
+    one, family, root = _Pass(model, inputs, edits), model.family, model.traced
     stream, heads = (model.d_model,), (model.n_heads, model.d_head)
     with (
         watched(model.decoder_configs, one.watches) if one.watches else nullcontext(),
@@ -216,8 +216,8 @@ def read(
             found[name].append(kept.to(model.device, copy=kept is value and positions is None))
 
     # scores and probabilities are computed for the chosen queries only, hence from the kernel's call
-    visits = [(_call_of(name), partial(keep, name)) for name in names]
-    _run(model, inputs, visits, None if "logits" in names else 1, found)
+    edits = [(_call_of(name), partial(keep, name)) for name in names]
+    _run(model, inputs, edits, None if "logits" in names else 1, found)
     return {
         name: torch.stack(values, 1) if Site.parse(name).layer is None and name != "logits" else values[0]
         for name, values in found.items()

@@ -1,0 +1,1 @@
+"""What runs over a data set: one engine, and an experiment a module."""

@@ -1,0 +1,1 @@
+"""interp inside other projects' frameworks."""

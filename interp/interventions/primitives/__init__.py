@@ -1,0 +1,1 @@
+"""What methods are made of: head scaling, the KV cache, contrasts, continuations."""

@@ -1,0 +1,128 @@
+"""Changing attention while a model generates, natively: watched kernels, and a KV cache with notes on its keys."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import Cache, DynamicLayer
+
+from interp.models import LVLM, AttentionCall, Inputs
+from interp.models.kernels import watched
+
+
+class Memory(DynamicLayer):
+    """A layer of the KV cache from which keys can be evicted, with notes whose first axis is the batch.
+
+    Notes move with beams.  The layer's length is the number of tokens it has seen, so that positions go on rightly
+    after an eviction.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: dict[str, Tensor] = {}
+        self.seen = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values."""
+        self.seen += key_states.shape[-2]
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys there will be, and how many tokens are gone."""
+        kept = self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
+        return kept + query_length, self.seen - kept
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Follow the beams."""
+        super().reorder_cache(beam_idx)
+        self.notes = {name: note.index_select(0, beam_idx.to(note.device)) for name, note in self.notes.items()}
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        self.notes = {name: note[indices] for name, note in self.notes.items()}
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        super().batch_repeat_interleave(repeats)
+        self.notes = {name: note.repeat_interleave(repeats, 0) for name, note in self.notes.items()}
+
+    def evict(self, keep: Bool[Tensor, "batch kv_head key"]) -> Tensor:
+        """Drop keys for good, each key-value head its own; returns the order `[batch, kv_head, kept]` of those left.
+
+        Rows that keep fewer keys than others carry dead ones along, which the note `alive` marks.
+        """
+        n = int(keep.sum(-1).max())
+        order = (~keep).int().argsort(dim=-1, stable=True)[..., :n]
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys = self.keys.take_along_dim(order[..., None], 2)
+        self.values = self.values.take_along_dim(order[..., None], 2)
+        self.notes["alive"] = keep.gather(-1, order)
+        return order
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of keys and values."""
+        if not self.is_initialized or self.keys is None or self.values is None:
+            return 0
+        return self.keys.nbytes + self.values.nbytes
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the tokens of a prompt are, for as many rows as the batch has now; what follows is generated."""
+
+    image: Bool[Tensor, "batch prompt"]
+    real: Bool[Tensor, "batch prompt"]
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> "Marks":
+        """The marks of a batch."""
+        return cls(inputs.image_mask, inputs.attention_mask.bool())
+
+    def rows(self, call: AttentionCall, n_keys: int) -> tuple[Tensor, Tensor]:
+        """Image keys and generated keys `[batch, key]` among the first `n_keys` tokens, rows repeated for beams."""
+        copies = call.query.shape[0] // self.image.shape[0]
+        image = self.image.repeat_interleave(copies, 0).to(call.query.device)
+        more = n_keys - image.shape[1]
+        nothing = image.new_zeros(len(image), more)
+        prompt = torch.zeros_like(image)
+        return torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
+
+    def padding(self, call: AttentionCall, n_keys: int) -> Bool[Tensor, "batch key"]:
+        """Which of the first `n_keys` tokens are padding, rows repeated for beams."""
+        copies = call.query.shape[0] // self.real.shape[0]
+        empty = ~self.real.repeat_interleave(copies, 0).to(call.query.device)
+        return torch.nn.functional.pad(empty, (0, n_keys - empty.shape[1]))
+
+
+Choose = Callable[[int, AttentionCall, Memory, Marks], tuple[AttentionCall, Tensor] | None]
+"""What a layer attends to: from layer, call, its memory and the marks, the call to make and its probabilities
+`[batch, head, query, key]`; None: as the model would."""
+
+
+@contextmanager
+def attending(model: LVLM, inputs: Inputs, choose: Choose, layers: range | None = None) -> Iterator[dict[str, Any]]:
+    """While open, `choose` decides what each layer attends to; yields what `generate` must be given."""
+    memory = [Memory() for _ in range(model.n_layers)]
+    marks = Marks.of(inputs)
+
+    def watch_of(layer: int) -> Any:
+        def watch(call: AttentionCall) -> Any:  # other passes (a twin's, say) have a cache of their own
+            return choose(layer, call, memory[layer], marks) if call.key is memory[layer].keys else None
+
+        return watch
+
+    chosen = range(model.n_layers) if layers is None else layers
+    watches = {model.part(layer, model.family.attention): watch_of(layer) for layer in chosen}
+    with watched(model.decoder_configs, watches):
+        yield {"past_key_values": Cache(layers=list(memory))}

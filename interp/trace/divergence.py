@@ -1,0 +1,76 @@
+"""VHD: head outputs with the image and without it, in one traced pass.
+
+The pass takes the batch and its image-free twin side by side as rows, so an edit sees both streams of a layer at the
+same time and may change them before the next layer runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.metrics.vhd import head_divergence
+from interp.models import LVLM, Inputs, paired, run_with_edits
+
+
+def streams(x: Float[Tensor, "rows *rest"]) -> tuple[Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"]]:
+    """The two streams of a paired batch: with the image, without it."""
+    return x[0::2], x[1::2]
+
+
+def vhd(model: LVLM, inputs: Inputs, twin: str = "remove") -> Float[Tensor, "batch layer head"]:
+    """Vision-aware head divergence of the first generation step (VHD, eq. 4): at the last prompt position.
+
+    `twin` says how the image is taken away (`interp.models.twin`).
+    """
+    seen: list[Tensor] = []
+
+    def measure(_: int, z: Tensor) -> None:
+        seen.append(head_divergence(*streams(z[:, -1])).to(model.device))
+
+    run_with_edits(model, paired(model, inputs, twin), {"z": measure})
+    return torch.stack(seen, dim=1)
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """How a caption's tokens came about, teacher-forced.
+
+    `vhd` is `[token, layer, head]` at the step that predicts each token; `probability` `[token]` is what the
+    model, seeing the image, gave the token.
+    """
+
+    vhd: Float[Tensor, "token layer head"]
+    probability: Float[Tensor, " token"]
+
+
+def token_vhd(
+    model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]], twin: str = "remove"
+) -> list[TokenTrace]:
+    """VHD (eq. 4) for every token of finished captions, one `TokenTrace` a row.
+
+    One pass over both streams, aligned on the caption's tokens; equal to computing VHD step by step.
+    """
+    for row, caption in enumerate(captions):
+        if not len(caption):
+            raise ValueError(f"expected at least one token in each caption, got an empty one in row {row}")
+    longest = max(len(c) for c in captions)
+    steps = slice(-longest - 1, -1)  # the position before a token predicts it
+    seen: list[Tensor] = []
+
+    def measure(_: int, z: Tensor) -> None:
+        seen.append(head_divergence(*streams(z[:, steps])).to(model.device))
+
+    logits, _ = streams(
+        run_with_edits(model, paired(model, inputs, twin, captions), {"z": measure}, keep=longest + 1)[:, steps]
+    )
+    divergence = torch.stack(seen, dim=2)
+    traces = []
+    for row, caption in enumerate(captions):
+        n = len(caption)
+        logit = logits[row, :n].float()
+        written = logit.gather(-1, caption.to(logit.device)[:, None])[:, 0]
+        traces.append(TokenTrace(divergence[row, :n], (written - logit.logsumexp(-1)).exp()))
+    return traces

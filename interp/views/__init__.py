@@ -1,0 +1,1 @@
+"""One picture: its heads, and where they look."""
