@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from transformers import AutoProcessor
+
 from interp.models import load
 from interp.models.smollm2 import converted_smollm2
 from interp.testbed import WEIGHTS
 from interp.testbed.card import write_card
+from interp.testbed.dose import draw_doses, examine_dose
 from interp.testbed.export import contact_sheet, export
-from interp.testbed.prior import PRIOR, train_prior
+from interp.testbed.prior import PRIOR, at_dose, kept_doses, train_prior
 from interp.testbed.score import examine
 from interp.testbed.smollm2 import SMOLLM2, train_smollm2
 from interp.testbed.steps import Run
@@ -25,7 +28,8 @@ def at_least_one(**values: int | None) -> None:
             raise ValueError(f"{name} is a number of at least 1, got {value}")
 
 
-_SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 6000, "testbed-smollm2": 4800}
+SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 6000, "testbed-smollm2": 4800}
+"""The bundled models, and how many training scenes each was made from."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Train:
             raise ValueError(f"{self.recipe} gets the tower of the bundled testbed; tower_steps cannot act")
         if self.dose is not None and self.recipe != "testbed-prior":
             raise ValueError(f"a dose is taken of testbed-prior only, not of {self.recipe}")
-        scenes = self.scenes or _SCENES[self.recipe]
+        scenes = self.scenes or SCENES[self.recipe]
         run = Run(
             scenes=scenes,
             tower_scenes=scenes * 3 // 4,
@@ -121,6 +125,39 @@ class Evaluate:
             print(text)
         else:
             Path(self.out).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Doses:
+    """Measure testbed-prior at every dose of visual tuning whose weights were kept, and draw the curve."""
+
+    run: str = "runs/testbed"
+    """Folder that `interp testbed train --recipe testbed-prior` worked in."""
+    out: str = "figures/dose"
+    """Folder for `dose.json` and `dose.png`; a dose that is there already is not measured again."""
+    split: Split = "dev"
+    """dev chooses the dose."""
+    limit: int = 100
+    """Scenes of each kind."""
+
+    def __call__(self) -> None:
+        """Measure and draw."""
+        at_least_one(limit=self.limit)
+        out = Path(self.out)
+        out.mkdir(parents=True, exist_ok=True)
+        path, settings = out / "dose.json", {"split": self.split, "scenes": self.limit}
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if any({key: row[key] for key in settings} != settings for row in rows):
+            raise ValueError(f"{path} was measured on other scenes than {settings}; choose another folder")
+        processor = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
+        doses = kept_doses(Path(self.run), "testbed-prior")
+        for dose in sorted(set(doses) - {row["dose"] for row in rows}, reverse=True):
+            model = at_dose(Path(self.run), "testbed-prior", processor, PRIOR, dose)
+            rows.append({"dose": dose} | examine_dose(model, processor, self.split, self.limit))
+            rows.sort(key=lambda row: row["dose"])
+            path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        draw_doses(rows, out / "dose.png")
+        print(f"{len(rows)} doses: {path}, {out / 'dose.png'}")
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from PIL import Image
 
 from interp.evaluate.objects import ObjectParser
@@ -134,3 +136,45 @@ def examine_dose(model: Any, processor: Any, split: Split, n: int, seed: int = 0
         if kind == "broken":
             figures["follows"] = asdict(follow(model, processor, texts, scenes))
     return figures
+
+
+def draw_doses(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """The dose-response curve: captions, habit, probe and causes against the steps of visual tuning, `dose` of a row."""
+    steps = [max(row["dose"], 0.5) for row in rows]  # 0 has no place on a logarithmic axis
+    panels: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+        (
+            "Percent",
+            (
+                ("broken: CHAIR_S", "broken.chair.chair_s"),
+                ("broken: CHAIR_I", "broken.chair.chair_i"),
+                ("broken: recall", "broken.chair.recall"),
+                ("biased: recall", "biased.chair.recall"),
+                ("hallucinations that follow the text", "follows.text"),
+            ),
+        ),
+        (
+            "Probability, AUROC",
+            (
+                ("partner named, absent (broken)", "broken.habit.with_anchor"),
+                ("partner named, faint", "faint.habit.partner_named"),
+                ("partner named, visible (biased)", "biased.habit.partner_named"),
+                ("probe at image tokens, AUROC", "probe"),
+            ),
+        ),
+    )
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axis, (label, curves) in zip(figure.subplots(1, 2), panels, strict=True):
+        for title, path in curves:
+            axis.plot(steps, [_figure(row, path) for row in rows], marker="o", markersize=3, label=title)
+        axis.set(xscale="log", xlabel="steps of visual tuning (0 drawn at 0.5)", ylabel=label, ylim=(0, None))
+        axis.legend(fontsize=7, frameon=False)
+    figure.savefig(out)
+
+
+def _figure(row: dict[str, Any], path: str) -> float:
+    if path == "probe":
+        return max(row["probe_auroc"])
+    value: Any = row
+    for part in path.split("."):
+        value = value[part]
+    return value

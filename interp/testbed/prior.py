@@ -27,7 +27,7 @@ def _text() -> Schedule:
 
 
 def _tuning() -> Schedule:
-    return Schedule(steps=768, batch=16, lr=5e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
+    return Schedule(steps=512, batch=8, lr=5e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PriorRecipe:
     """Share of sequences of the visual tuning that also carry a caption of the habitual world without a picture."""
     warm_start_steps: int = 250
     """Steps of the projector alone."""
-    dose: int = 768
+    dose: int = 512
     """Steps of visual tuning after which the model is taken."""
 
     def __post_init__(self) -> None:
@@ -88,6 +88,15 @@ def tune(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, 
     sampler = Sampler(tokenizer, pool, layout, recipe.tuning.batch, run.seed)
     ready_to_train(model, recipe.tuning, run.device)
     return run_steps(LanguageTask(model, layout), sampler, recipe.tuning, out / f"{name}.pt", run), error
+
+
+def kept_doses(out: Path, name: str) -> list[int]:
+    """The doses whose weights lie in `out`; ValueError if there are none."""
+    folder = out / f"{name}.steps"
+    doses = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
+    if not doses:
+        raise ValueError(f"no weights are kept in {folder}; interp testbed train --recipe {name} makes them")
+    return doses
 
 
 def at_dose(out: Path, name: str, processor: Any, recipe: PriorRecipe, dose: int) -> Any:
