@@ -12,12 +12,18 @@ from interp.bench import BenchAttention
 from interp.cli.looking import Doctor, Heads, Overlay, Sinks
 from interp.cli.running import Ablate, Attention, Causal, Methods, Study, Sweep
 from interp.cli.scoring import Amber, Chair, Opope, Pope
-from interp.cli.testbed import Evaluate, Export, Show, Train
+from interp.cli.testbed import Doses, Evaluate, Export, Show, Train
 
 
 def _app() -> Any:
     testbed: Any = tyro.extras.SubcommandApp()
-    for name, command in (("train", Train), ("evaluate", Evaluate), ("export", Export), ("show", Show)):
+    for name, command in (
+        ("train", Train),
+        ("evaluate", Evaluate),
+        ("doses", Doses),
+        ("export", Export),
+        ("show", Show),
+    ):
         testbed.command(command, name=name)
     app: Any = tyro.extras.SubcommandApp()
     app.command(Study, name="study")

@@ -16,6 +16,7 @@ from transformers import (
 from interp.models.doctor import diagnose
 from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.lvlm import LVLM
+from interp.models.smollm2 import ADAPTER, NAME, merged, smollm2
 from interp.testbed import WEIGHTS
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "trust_remote_code")
@@ -53,11 +54,11 @@ def load(
 ) -> LVLM:
     """Load a model and prove that interp reads and edits it rightly.
 
-    `model` is a bundled model (`testbed`, `testbed-sink`), a folder, a hub id, or a Hugging Face model with its
-    `processor` (a tokenizer for a plain language model).  `device_map`, `quantization_config`,
-    `attn_implementation`, `revision`, `token` and the like go to `from_pretrained`; the model goes to `device` if one
-    is given.  `check=False` skips the doctor.  `remote=True` takes a hub id served by NDIF: the weights stay there,
-    and only what is read comes back (nnsight's path; not tried out here).
+    `model` is a bundled model (`testbed`, `testbed-sink`, `testbed-prior`, `testbed-smollm2`), `smollm2`, a folder, a
+    hub id, or a Hugging Face model with its `processor` (a tokenizer for a plain language model).  `device_map`,
+    `quantization_config`, `attn_implementation`, `revision`, `token` and the like go to `from_pretrained`; the model
+    goes to `device` if one is given.  `check=False` skips the doctor.  `remote=True` takes a hub id served by NDIF: the
+    weights stay there, and only what is read comes back (nnsight's path; not tried out here).
     Raises ValueError if nothing can be loaded, UnsupportedModelError if interp does not know the architecture or the
     doctor finds that something does not fit.
     """
@@ -81,10 +82,20 @@ def _name_of(hf: PreTrainedModel) -> str:
     return Path(hf.config.name_or_path or type(hf).__name__).name
 
 
+def _place(name: str) -> str:
+    """The folder or hub id of a name; a bundled adapter is merged with SmolLM2 first."""
+    if name == NAME:
+        return str(smollm2())
+    folder = WEIGHTS / name
+    path = folder if name.startswith("testbed") and folder.is_dir() else Path(name)
+    if (path / ADAPTER).exists():
+        return str(merged(path))
+    return str(path) if path is folder else name
+
+
 def _load_by_name(name: str, processor: Any, device: str | None, remote: bool, options: dict[str, Any]) -> LVLM:
     target = None if device is None else _known_device(device)
-    folder = WEIGHTS / name
-    path = str(folder) if name.startswith("testbed") and folder.is_dir() else name
+    path = _place(name)
     if remote and Path(path).is_dir():
         raise ValueError(f"remote=True runs hub models that NDIF serves; {name!r} is a local folder")
     hub = {key: value for key, value in options.items() if key in HUB_OPTIONS}
