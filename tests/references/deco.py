@@ -18,7 +18,10 @@ def candidates(theta: np.ndarray, top_p: float = 0.9, top_k: int = 20) -> np.nda
 def corrected(
     theta: np.ndarray, early: np.ndarray, alpha: float = 0.6, top_p: float = 0.9, top_k: int = 20
 ) -> np.ndarray:
-    """Logits `[token]`: those of the early layer `[layer, token]` surest of a candidate are added, by that probability."""
+    """Logits `[token]`: to the last layer's are added those of the early one `[layer, token]` surest of a candidate.
+
+    They are weighted by that probability times `alpha`; what is no candidate cannot be drawn.
+    """
     tokens = candidates(theta, top_p, top_k)
     sure = softmax(early)[:, tokens]
     layer = int(sure.max(-1).argmax())

@@ -1,4 +1,6 @@
-"""DoLa: Chuang et al., ICLR 2024, arXiv 2309.03883; voidism/DoLa `dola_greedy_decode` @82dcec5, `modeling_llama` @18e99ca.
+"""DoLa: Chuang et al., ICLR 2024, arXiv 2309.03883; voidism/DoLa.
+
+`dola_greedy_decode` @82dcec5, `modeling_llama.py` @18e99ca.
 
 Hidden state 0 is the embedding, i what layer i, from 1, gives.  The released code reads an early one with the head
 alone, without the final norm, and its divergence has the arguments of both Kullback-Leibler terms exchanged.

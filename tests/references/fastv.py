@@ -30,7 +30,8 @@ def kept(attention: np.ndarray, image: np.ndarray, number: int) -> np.ndarray:
 def seen(attention: np.ndarray, image: np.ndarray, number: int, prompt: int, again: bool) -> np.ndarray:
     """What each query sees in later layers `[query, key]`, for causal attention `[head, token, token]`.
 
-    The prefill's queries see its keys by the last one's choice; later ones by that too, or choose `again`.
+    The prefill's queries see its keys by the last one's choice; later ones by that too, or choose `again`.  In the
+    version that chooses again each pass computes the earlier rows anew, all by its own choice; here is its last row.
     """
     n = attention.shape[-1]
     result = np.tri(n, dtype=bool)

@@ -1,7 +1,8 @@
 """H2O: Zhang et al., NeurIPS 2023, arXiv 2306.14048; FMInference/H2O.
 
 `dropped` after `h2o_hf/utils_real_drop/modify_llama.py` @0ee6a85, `masked` after `h2o_hf/utils_hh/modify_llama.py`
-@61e8089.  Both for one head, of scaled scores `[token, token]` over prompt and text; the prompt is read whole.
+@61e8089, whose budgets are shares of the prompt: the same keys.  Both for one head, of scaled scores `[token, token]`
+over prompt and text; the prompt is read whole, and attention counts only if it was paid.
 """
 
 import numpy as np
@@ -18,33 +19,29 @@ def start(scores: np.ndarray, prompt: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dropped(scores: np.ndarray, prompt: int, heavy: int, recent: int) -> np.ndarray:
-    """What each query sees `[query, key]`: after each step `recent` keys stay, and the `heavy` best of the others."""
+    """What each query sees `[query, key]`: the last `recent` earlier keys, the `heavy` best of the others, itself."""
     seen, received = start(scores, prompt)
     cache = np.arange(prompt)
-    for query in range(prompt, len(scores) + 1):
+    for query in range(prompt, len(scores)):
         if len(cache) > heavy + recent:
             old, new = cache[: len(cache) - recent], cache[len(cache) - recent :]
             cache = np.concatenate([np.sort(old[largest(received[old], heavy)]), new])
-        if query < len(scores):
-            cache = np.append(cache, query)
-            seen[query, cache] = True
-            received[cache] += softmax(scores[query, cache])
+        cache = np.append(cache, query)
+        seen[query, cache] = True
+        received[cache] += softmax(scores[query, cache])
     return seen
 
 
-def masked(scores: np.ndarray, prompt: int, heavy_ratio: float, recent_ratio: float) -> np.ndarray:
-    """What each query sees `[query, key]`: the prompt's length sets the budgets; `recent` counts the query itself.
-
-    The key that just left the recent ones is hidden for one step and stands for election in the next.
-    """
+def masked(scores: np.ndarray, prompt: int, heavy_share: float, recent_share: float) -> np.ndarray:
+    """The same with a mask: the scores of hidden keys become zero.  Without `recent` keys nothing is ever hidden."""
     seen, received = start(scores, prompt)
-    heavy, recent = int(heavy_ratio * prompt), int(recent_ratio * prompt)
-    for n in range(prompt, len(scores)):
-        now = np.ones(n + 1, dtype=bool)
-        if n > heavy + recent:
-            now[: n + 1 - recent] = False
-            now[largest(received[: n - recent], heavy)] = True
-            received[: n - recent] *= now[: n - recent]
-        seen[n, : n + 1] = now
-        received[: n + 1][now] += softmax(scores[n, : n + 1][now])
+    heavy, recent = int(heavy_share * prompt), int(recent_share * prompt)
+    for query in range(prompt, len(scores)):
+        now = np.arange(len(scores)) <= query
+        if query > heavy + recent and recent > 0:
+            now[: query - recent] = False
+            now[largest(received[: query - recent], heavy)] = True
+        received[~now] = 0
+        seen[query] = now
+        received[now] += softmax(scores[query, now])
     return seen

@@ -1,6 +1,6 @@
 """StreamingLLM: Xiao et al., ICLR 2024, arXiv 2309.17453; mit-han-lab/streaming-llm.
 
-`streaming_llm/kv_cache.py` @d729b3f (what stays after each token), `pos_shift/modify_llama.py` @b67bb6d (positions).
+`streaming_llm/kv_cache.py` @d729b3f (what stays after each token), `pos_shift/modify_llama.py` @d729b3f (positions).
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """VASparse: Zhuang et al., CVPR 2025, arXiv 2501.06553, eqs. 3 to 7; what the released code does in its place.
 
 Released: `minigpt4/sparse/utils.py`, `minigpt4/sparse/LlamaModelPatching.py` and
-`decoder_zoo/VASparse/vasparse_decoding.py`, read in Omid-Nejati/MedVCD @f5bfa60 (the authors' repository is not stored).
+`decoder_zoo/VASparse/vasparse_decoding.py`, read in the copy Omid-Nejati/MedVCD @f5bfa60.
 No sink penalty is in the files read, and the only call of the selection gives a constant visual term.
 """
 
@@ -25,7 +25,7 @@ def importance(query: np.ndarray, keys: np.ndarray, reading: str) -> np.ndarray:
 
 
 def saliency(paid: np.ndarray) -> np.ndarray:
-    """P `[key]`: softmax of the attention `[key]` that each visible token paid, when it was the query, to image keys."""
+    """P `[key]`: softmax of the attention `[key]` that each visible token, as the query, paid to image keys."""
     return softmax(paid)
 
 
@@ -44,7 +44,7 @@ def kept(values: np.ndarray, scope: np.ndarray, keep: float) -> np.ndarray:
 
 
 def released_kept(attention: np.ndarray, visual: np.ndarray | float = 1.0, weight: float = 1.0) -> np.ndarray:
-    """Image keys kept `[key]`, of prompt attention `[head, query, image key]`, by the selection that is switched off."""
+    """Image keys kept `[key]`, by prompt attention `[head, query, image key]`; this is switched off there."""
     scores = attention.mean(0).mean(0) ** 2 + weight * visual
     n = attention.shape[-1]
     stays = np.zeros(n, dtype=bool)
