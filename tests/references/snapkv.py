@@ -1,6 +1,7 @@
 """SnapKV: Li et al., NeurIPS 2024, arXiv 2404.14469; FasterDecoding/SnapKV.
 
-`snapkv/monkeypatch/snapkv_utils.py` @395b54d.  Once, after the prefill, which attends to everything; each query head chooses for itself.
+`snapkv/monkeypatch/snapkv_utils.py` @395b54d.  Once, after the prefill, which attends to
+everything; each query head chooses for itself.
 """
 
 import numpy as np

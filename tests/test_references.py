@@ -1,0 +1,502 @@
+"""The slow references against numbers computed by hand, so that what is compared with them is compared with the paper."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from references import (
+    avisc,
+    deco,
+    dola,
+    fastv,
+    h2o,
+    icd,
+    m3id,
+    opera,
+    opera_search,
+    pai,
+    snapkv,
+    spin,
+    streaming_llm,
+    vasparse,
+    vcd,
+)
+from references.softmax import causal, largest, log_softmax, softmax
+
+NO = -np.inf
+
+
+def logs(*p: float) -> np.ndarray:
+    return np.log(np.array(p))
+
+
+def close(got, expected) -> None:
+    np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+# softmax
+
+
+def test_softmax_of_log_probabilities_gives_them_back():
+    close(softmax(logs(0.1, 0.2, 0.7)), [0.1, 0.2, 0.7])
+    close(log_softmax(np.array([5.0, NO, 5.0])), [-np.log(2), NO, -np.log(2)])
+
+
+def test_causal_attention_of_the_last_queries():
+    close(causal(np.zeros((1, 2, 3)))[0], [[1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]])
+
+
+def test_the_earlier_of_equal_values_is_larger():
+    assert largest(np.array([1, 3, 3, 2]), 2).tolist() == [1, 2]
+
+
+# VCD and ICD
+
+
+def test_vcd_schedule():
+    signal, deviation = vcd.schedule()
+    first = 1e-5 + (0.005 - 1e-5) / (1 + np.exp(6))
+    close(deviation[0] ** 2, first)
+    close(signal**2 + deviation**2, np.ones(1000))
+    np.testing.assert_allclose([signal[500], deviation[500]], [0.86302, 0.50517], atol=5e-6)
+    np.testing.assert_allclose([signal[999], deviation[999]], [0.28504, 0.95852], atol=5e-6)
+    close(vcd.noised(np.array([2.0]), np.array([-1.0]), 999), 2 * signal[999] - deviation[999])
+
+
+def test_vcd_contrast_keeps_a_token_at_the_floor():
+    theta = np.array([0.0, np.log(0.5), np.log(0.4)])
+    close(vcd.contrast(theta, np.array([1.0, 0.0, 0.0]), 1.0, 0.5), [-1, 2 * np.log(0.5), NO])
+
+
+def test_icd_is_the_same_contrast_and_two_are_added():
+    theta, phi, picture = np.array([1.0, 0.5, -3.0]), np.array([0.0, 2.0, 0.0]), np.array([1.0, 1.0, 1.0])
+    close(icd.released(theta, phi), [2.0, -1.0, NO])
+    close(icd.released(theta, phi), vcd.contrast(theta, phi, 1.0, 0.1))
+    close(icd.with_picture(theta, phi, picture, 1.0, 0.1), [2.0 + 1.0, -1.0 + 0.0, NO])
+
+
+# M3ID and PAI
+
+
+def test_m3id_forgets_and_acts_below_the_confidence_only():
+    close(m3id.weight(1, np.log(2)), 1)
+    close(m3id.weight(2, np.log(2)), 3)
+    theta, phi = logs(0.6, 0.4), logs(0.5, 0.5)
+    close(m3id.paper(theta, phi, 1, np.log(2), 0.5), theta)
+    close(m3id.paper(theta, phi, 1, np.log(2), 0.7), logs(0.72, 0.32))
+
+
+def test_m3id_of_avisc_acts_always_and_has_a_floor():
+    theta, phi = logs(0.9, 0.08, 0.02), logs(0.5, 0.25, 0.25)
+    close(m3id.avisc(theta, phi, 1, np.log(2)), [np.log(0.81 / 0.5), NO, NO])
+    close(m3id.avisc(theta, phi, 1, np.log(2), beta=0.05), [np.log(0.81 / 0.5), np.log(0.0064 / 0.25), NO])
+
+
+def test_pai_raises_negative_scores_too_and_only_the_last_query():
+    scores = np.array([[[1.0, -2.0, 3.0], [1.0, -2.0, 3.0]]])
+    pushed = pai.pushed(scores, np.array([True, True, False]), 0.5)
+    close(pushed, [[[1, -2, 3], [1.5, -1, 3]]])
+    close(scores[0, 1], [1, -2, 3])
+
+
+def test_pai_pushes_from_the_second_token_on_with_the_contrast():
+    assert [pai.pushes(step, 1.1) for step in (0, 1)] == [False, True]
+    assert [pai.pushes(step, None) for step in (0, 1)] == [True, True]
+
+
+def test_pai_contrast():
+    theta, phi = logs(0.8, 0.17, 0.03), logs(0.4, 0.5, 0.1)
+    close(pai.contrast(theta, phi, 2.0), [np.log(0.64 / 0.4), np.log(0.17**2 / 0.5), NO])
+    close(pai.contrast(theta, phi, 1), theta)
+
+
+# DoLa
+
+
+def test_dola_divergences_of_two_tokens():
+    final, early = logs(0.5, 0.5), logs(0.9, 0.1)
+    close(dola.kl(final, early), 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1))
+    middle = logs(0.7, 0.3)
+    paper = 0.5 * np.log(0.5 / 0.7) + 0.5 * np.log(0.5 / 0.3) + 0.9 * np.log(0.9 / 0.7) + 0.1 * np.log(0.1 / 0.3)
+    close(dola.divergence(final, early, released=False), paper / 2)
+    released = 0.7 * np.log(0.7 / 0.5) + 0.3 * np.log(0.3 / 0.5) + 0.7 * np.log(0.7 / 0.9) + 0.3 * np.log(0.3 / 0.1)
+    close(dola.divergence(final, early, released=True), released / 2)
+    close(
+        dola.divergence(early, middle, released=True),
+        (dola.kl(logs(0.8, 0.2), early) + 0.8 * np.log(0.8 / 0.7) + 0.2 * np.log(0.2 / 0.3)) / 2,
+    )
+
+
+def test_dola_divergences_can_choose_different_layers():
+    final = logs(0.5, 0.5)[None]
+    early = np.array([logs(1e-9, 1 - 1e-9)[None], logs(0.5, 0.5)[None]])
+    assert dola.divergence(final[0], early[0, 0], released=False) < np.log(2) < 10
+    assert dola.divergence(final[0], early[0, 0], released=True) > np.log(2)
+    assert dola.chosen(final, early, released=True) == dola.chosen(final, early, released=False) == 0
+    assert dola.chosen(final, early[::-1], released=True) == 1
+
+
+def test_dola_rows_share_a_layer():
+    final = np.array([logs(0.5, 0.5), logs(0.5, 0.5)])
+    early = np.array([[logs(0.4, 0.6), logs(0.4, 0.6)], [logs(0.5, 0.5), logs(0.01, 0.99)]])
+    assert dola.chosen(final[:1], early[:, :1], released=False) == 0
+    assert dola.chosen(final, early, released=False) == 1
+
+
+def test_dola_contrast_and_candidates():
+    close(dola.contrast(logs(0.6, 0.36, 0.04), logs(0.2, 0.4, 0.4)), [np.log(3), np.log(0.9), NO])
+    assert dola.candidates(32, "low", tied=False) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert dola.candidates(32, "high", tied=False) == [16, 18, 20, 22, 24, 26, 28, 30]
+    assert dola.candidates(80, "low", tied=True) == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert dola.candidates(80, "high", tied=False) == list(range(60, 80, 2))
+    assert dola.candidates(4, "low", tied=True) == [2]
+    assert dola.candidates(2, "low", tied=True) == [1]
+
+
+# SPIN
+
+
+def test_spin_keeps_the_whole_part_of_the_heads():
+    close(spin.factors(np.array([3.0, 1.0, 2.0]), 0.95, 0.08), [1, 0.08, 1])
+    close(spin.factors(np.array([1.0, 1.0]), 0.5, 0.0), [1, 0])
+    assert (spin.factors(np.arange(32.0), 0.95, 0) == 0).sum() == 2
+
+
+def test_spin_scores_and_attention_rank_differently():
+    """Head 0 has the larger scores, head 1 the larger attention; the last query of two."""
+    scores = np.array([[[0.0, NO, NO], [4.0, 0.0, 9.0]], [[0.0, NO, NO], [1.0, 1.0, 1.0]]])
+    image = np.array([True, True, False])
+    close(spin.released(scores, image, 0.5, 0.1), [[1, 1], [1, 0.1]])
+    close(spin.paper(scores, image, np.array([False, True]), 0.5, 0.1), [[1, 0.1], [1, 1]])
+    close(spin.paper(scores, image, np.array([True, True]), 0.5, 0.1), [[1, 0.1], [0.1, 1]])
+
+
+# OPERA
+
+
+def attention_of(*rows: list[float]) -> np.ndarray:
+    """One head."""
+    return np.array([rows], dtype=np.float64)
+
+
+def test_opera_columns_run_from_the_diagonal():
+    window = np.array([[0.5, 9.0], [0.25, 0.1]])
+    close(opera.columns(window, 4.0), [2.0 * 1.0, 0.4])
+
+
+def test_opera_pools_heads_and_normalises_over_all_keys():
+    two = np.array([[[1.0, 0.0], [0.5, 0.5]], [[1.0, 0.0], [0.1, 0.9]]])
+    close(opera.pooled(two, normalised=False), [[1, 0], [0.5, 0.9]])
+    close(opera.pooled(two, normalised=True), [[1, 0], [0.5 / 1.4, 0.9 / 1.4]])
+
+
+def test_opera_penalty_of_the_paper():
+    attention = attention_of([1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.2, 0.6, 0.2, 0], [0.1, 0.3, 0.4, 0.2])
+    phi, place = opera.paper_penalty(attention, 1, 2.0)
+    close(phi, (2 * 0.5) * (2 * 0.6) * (2 * 0.3))
+    assert place == 0
+    phi, place = opera.paper_penalty(attention, 1, 2.0, size=1)
+    close(phi, 0.4)
+    assert place == 2
+
+
+def test_opera_rewards_the_image_among_ten_tokens():
+    attention = attention_of([1, 0, 0], [0.5, 0.5, 0], [0.7, 0.1, 0.2])
+    penalty, place = opera.released_penalty(attention, 1, np.array([0]))
+    close(penalty, -0.7)
+    assert place == 0
+
+
+def uniform(n: int, value: float) -> np.ndarray:
+    """A prompt of one token and a text of n that looks at its first token with `value`, and at the prompt else."""
+    attention = np.zeros((1, n + 1, n + 1))
+    attention[0, :, 0], attention[0, 0, 0] = 1 - value, 1
+    attention[0, 1:, 1] = value
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("share", "sigma", "penalty"),
+    [(0.5, 2.0, 1e-7), (0.5, 8.0, 1e-7 * 4.0**11), (0.5, 40.0, np.inf), (0.1, 5.0, 0.0)],
+)
+def test_opera_penalty_after_ten_tokens_is_held_in_sixteen_bits(share, sigma, penalty):
+    got, place = opera.released_penalty(uniform(11, share), 1, np.array([0]), sigma)
+    np.testing.assert_allclose(got, penalty, rtol=1e-3, atol=2.0**-25)
+    assert place == 0
+    assert got == float(np.float16(got))
+
+
+def test_opera_candidates_are_normalised_among_themselves():
+    logits = np.log(np.array([4.0, 2.0, 90.0, 1.0]))
+    scores = opera.released_scores(logits, [0, 1], [0.0, 0.0], 1.0)
+    close(np.exp(scores[:2]), [2 / 3, 1 / 3])
+    assert (scores[2:] < -900).all()
+    close(opera.paper_scores(logits, [0, 1], [np.log(2), 0.0], 1.0), [np.log(0.5), np.log(0.5), NO, NO])
+
+
+def test_opera_mode_is_the_smallest_of_the_most_frequent():
+    assert opera.mode([7, 3, 3, 7, 9]) == 3
+
+
+def test_opera_returns_at_the_sixteenth_agreement_of_every_beam():
+    history = [[12, 12]] * 15
+    assert opera.released_return(history, 12, Counter()) is None
+    assert opera.released_return([*history, [12, 11]], 12, Counter()) is None
+    assert opera.released_return([*history, [11, 11], [12, 12]], 12, Counter()) == 13
+    assert opera.released_return([[9, 9]] * 16, 9, Counter()) is None
+    assert opera.released_return([[12, 12]] * 16, 12, Counter({13: 5})) == 12
+    assert opera.released_return([[12, 12]] * 16, 12, Counter({13: 5, 12: 5})) is None
+
+
+def test_opera_return_of_the_paper_needs_fifteen_and_never_goes_further_back():
+    places = [1, 4, *[3] * 15]
+    assert opera.paper_return(places, 0, Counter(), recent=20) == 4
+    assert opera.paper_return(places, 4, Counter(), recent=20) is None
+    assert opera.paper_return(places, 0, Counter(), recent=14) is None
+    assert opera.paper_return(places, 0, Counter({4: 5}), recent=20) == 3
+
+
+def test_opera_choice_after_a_return_is_over_the_whole_vocabulary():
+    scores = np.exp(opera.returned_scores(np.array([2.0, 5.0, 2.0]), [1]))
+    close(scores, [1 / 3, 1 / 3, 1 / 3])
+    close(np.exp(opera.returned_scores(logs(0.2, 0.5, 0.3), [])), [0.2, 0.5, 0.3])
+
+
+def reader(table: dict[tuple[int, ...], list[float]], vocabulary: int = 3):
+    """Logits from a table of texts, uniform elsewhere; attention to the prompt's one token only."""
+
+    def read(text: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        attention = np.zeros((1, len(text) + 1, len(text) + 1))
+        attention[0, :, 0] = 1.0
+        return np.log(np.array(table.get(tuple(text), [1.0] * vocabulary))), attention
+
+    return read
+
+
+def test_opera_search_without_penalty_is_beam_search():
+    """Token 2 ends.  Greedy takes 0 (0.6) then gets 0.5; through 1 the text has 0.4 x 0.98."""
+    read = reader({(): [0.6, 0.4, 1e-9], (0,): [0.5, 0.49, 0.01], (1,): [0.98, 0.01, 0.01]})
+    image = np.array([], dtype=int)
+    kwargs = {"image": image, "end": 2, "limit": 2, "weight": 0.0, "candidates": 3}
+    assert opera_search.search(read, 1, beams=1, **kwargs) == [0, 0]
+    assert opera_search.search(read, 1, beams=2, **kwargs) == [1, 0]
+
+
+def test_opera_search_ends_and_counts_the_prompt_in_the_length():
+    """`[0]` ended has log 0.3 over one token; `[1, 1]` log 0.5 over two: shorter and likelier per token they are not."""
+    read = reader({(): [0.6, 0.4, 1e-9], (0,): [0.25, 0.25, 0.5], (1,): [0.02, 0.96, 0.02]})
+    state = opera_search.State([[0], [1]], [np.log(0.6), np.log(0.4)])
+    log_p = np.array([read([0])[0], read([1])[0]])
+    after = opera_search.step(state, log_p, end=2, prompt_counted=3)
+    assert after is not None
+    assert after.finished == [(pytest.approx(np.log(0.3) / 4), [0])]
+    assert after.texts == [[1, 1], [0, 0]]
+    assert after.taken == [(1, 1), (0, 0)]
+
+
+def test_opera_search_stops_when_no_running_text_can_be_better():
+    state = opera_search.State([[0]], [0.0])
+    assert opera_search.step(state, logs(0.05, 0.05, 0.9)[None], end=2, prompt_counted=0) is None
+    assert state.finished == [(pytest.approx(np.log(0.9)), [0])] or state.finished
+
+
+def test_opera_search_goes_back_and_chooses_another_token():
+    """One beam looks at its token 10 from then on: after sixteen steps it returns and token 11 is another one."""
+
+    def read(text: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        n = len(text) + 1
+        attention = np.zeros((1, n, n))
+        attention[0, :, 0], attention[0, 0, 0] = 0.5, 1
+        for i in range(1, n):
+            attention[0, i, min(i, 11)] += 0.5
+        return logs(0.7, 0.2, 0.1), attention
+
+    found = opera_search.search(read, 1, np.array([0]), end=2, limit=27, beams=1, candidates=2, sigma=4.0)
+    assert found == [0] * 11 + [1] + [0] * 15
+    short = opera_search.search(read, 1, np.array([0]), end=2, limit=25, beams=1, candidates=2, sigma=4.0)
+    assert short == [0] * 25
+
+
+# VASparse
+
+
+def test_vasparse_importance_in_four_readings():
+    query, keys = np.array([2.0, 0.0, 0.0, 0.0]), np.array([[-3.0, 1, 1, 1], [2, 0, 0, 0]])
+    close(vasparse.importance(query, keys, "logits"), [36, 16])
+    close(vasparse.importance(query, keys, "scaled"), [9, 4])
+    p = 1 / (1 + np.exp(5))
+    close(vasparse.importance(query, keys, "probs"), [p, 1 - p])
+    close(vasparse.importance(query, keys, "probs_squared"), [p**2, (1 - p) ** 2])
+
+
+def test_vasparse_saliency_and_delta():
+    paid = logs(1, 3)
+    close(vasparse.saliency(paid), [0.25, 0.75])
+    query, keys = np.array([1.0]), np.array([[2.0], [1.0]])
+    close(vasparse.delta(query, keys, paid, 4.0, "logits"), [4 + 1, 1 + 3])
+    close(vasparse.delta(query, keys, paid, 6.0, "logits"), [4 + 1.5, 1 + 4.5])
+
+
+def test_vasparse_keeps_the_best_in_scope():
+    values = np.array([9.0, 1.0, 2.0, 2.0, 0.0])
+    scope = np.array([False, True, True, True, True])
+    assert vasparse.kept(values, scope, 0.25).tolist() == [True, False, True, False, False]
+    assert vasparse.kept(values, scope, 0.6).tolist() == [True, True, True, True, False]
+    assert vasparse.kept(np.arange(10.0), np.ones(10, dtype=bool), 0.3).sum() == 3
+
+
+def test_vasparse_selection_minimises_theorem_one():
+    """Over all masks of three keys of five, the best by delta lose least."""
+    rng = np.random.default_rng(0)
+    y, p = rng.normal(size=5), rng.dirichlet(np.ones(5))
+    values = y**2 + 0.1 * p
+    stays = vasparse.kept(values, np.ones(5, dtype=bool), 0.6)
+    losses = {}
+    for code in range(32):
+        mask = np.array([code >> i & 1 for i in range(5)], dtype=bool)
+        if mask.sum() == 3:
+            losses[tuple(mask)] = ((y - mask * y) ** 2 - 0.1 * p * mask).sum()
+    assert min(losses, key=lambda mask: losses[mask]) == tuple(stays)
+
+
+def test_vasparse_released_selection_ignores_a_constant_visual_term():
+    attention = np.array([[[0.4, 0.1, 0.3, 0.2], [0.1, 0.4, 0.3, 0.2]], [[0.4, 0.1, 0.3, 0.2], [0.3, 0.2, 0.3, 0.2]]])
+    assert vasparse.released_kept(attention).tolist() == [True, False, True, True]
+    assert vasparse.released_kept(attention, 1.0, 0.0).tolist() == [True, False, True, True]
+    assert vasparse.released_kept(attention, np.array([0.0, 1, 1, 1]), 1.0).tolist() == [False, True, True, True]
+    assert vasparse.released_kept(attention[:, :, :1]).tolist() == [False]
+
+
+def test_vasparse_released_merging():
+    tokens = np.arange(40.0)[:, None]
+    merged = vasparse.released_merge(tokens)
+    assert merged[:3, 0].tolist() == [1.0, 3.0, 4.0]  # int(0.1 x 40) is 3: (1 - 0.9) x 40 lies just below 4
+    assert vasparse.released_merge(tokens[:16]).tolist() == tokens[:16].tolist()
+    assert vasparse.released_merge(tokens[:5]).tolist() == tokens[:5].tolist()
+
+
+def test_vasparse_contrasts():
+    theta, phi = np.array([1.0, 0.0, -9.0]), np.array([10.0, 0.0, 0.0])
+    close(vasparse.contrast(theta, phi), [1.1 - 1.0, 0.0, NO])
+    close(vasparse.released_contrast(theta, phi), [0.0, 0.0, -9.0])
+
+
+def test_vasparse_sink_penalty():
+    """Row 1 sees key 0 with received 1 + 1/2 and itself with 1/2, so w is softmax of (1.5, 0.5)."""
+    w = np.e / (1 + np.e)
+    scores = np.array([[2.0, NO], [1.0, 1.0]])
+    close(vasparse.penalised(scores, 0.1), [[1.1 * 2 - 0.1 * 2, NO], [1.1 - 0.1 * w, 1.1 - 0.1 * (1 - w)]])
+    close(vasparse.penalised(scores, 0.0), scores)
+
+
+# Sparse attention
+
+
+def test_fastv_ranks_by_the_last_query_averaged_over_heads():
+    attention = np.zeros((2, 2, 5))
+    attention[:, 0] = [0.0, 0.9, 0.0, 0.0, 0.1]
+    attention[0, 1], attention[1, 1] = [0.4, 0.3, 0.1, 0.1, 0.1], [0.4, 0.0, 0.1, 0.3, 0.2]
+    image = np.array([1, 2, 3])
+    assert fastv.kept(attention, image, 1).tolist() == [True, False, False, True, True]
+    assert fastv.kept(attention, image, 2).tolist() == [True, True, False, True, True]
+    assert [fastv.number_kept(n, 0.5) for n in (576, 3, 5)] == [288, 2, 2]
+
+
+def test_fastv_may_choose_again():
+    attention = np.tri(4)[None] * np.array([[1, 9, 9, 9], [1, 9, 9, 9], [2, 1, 9, 9], [1, 2, 9, 9]])
+    image = np.array([0, 1])
+    once = fastv.seen(attention, image, 1, prompt=3, again=False)
+    again = fastv.seen(attention, image, 1, prompt=3, again=True)
+    assert once.tolist() == [[True, False, False, False], [True, False, False, False], [True, False, True, False]] + [
+        [True, False, True, True]
+    ]
+    assert again[:3].tolist() == once[:3].tolist()
+    assert again[3].tolist() == [False, True, True, True]
+
+
+def test_streaming_llm_window_leaves_out_the_query():
+    assert streaming_llm.kept(6, 2, 3) == [0, 1, 3, 4, 5]
+    assert streaming_llm.kept(5, 2, 3) == [0, 1, 2, 3, 4]
+    assert streaming_llm.positions(6, 2, 3) == ([0, 1, 2, 3, 4], 5)
+    seen = streaming_llm.seen(5, 2, 1, 1)
+    assert np.flatnonzero(seen[4]).tolist() == [0, 3, 4]
+    assert np.flatnonzero(seen[2]).tolist() == [0, 1, 2]
+
+
+def test_h2o_keeps_what_received_most():
+    """Every query scores key 1 highest; key 0, visible to all of the prompt, comes next."""
+    scores = np.tile([0.0, 2.0, 0.0, 0.0, 0.0, 0.0], (6, 1))
+    seen = h2o.dropped(scores, 3, heavy=1, recent=1)
+    assert [np.flatnonzero(row).tolist() for row in seen] == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [1, 3, 4], [1, 4, 5]]
+
+
+def test_h2o_first_key_wins_under_uniform_attention():
+    seen = h2o.dropped(np.zeros((4, 4)), 3, heavy=1, recent=1)
+    assert np.flatnonzero(seen[3]).tolist() == [0, 2, 3]
+
+
+def test_h2o_mask_and_cache_agree():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        scores = rng.normal(size=(24, 24)) * 3
+        assert (h2o.masked(scores, 10, 0.2, 0.3) == h2o.dropped(scores, 10, 2, 3)).all()
+    assert (h2o.masked(np.zeros((9, 9)), 5, 0.4, 0.0) == np.tri(9)).all()
+
+
+def test_h2o_evicted_keys_stay_away():
+    scores = np.random.default_rng(2).normal(size=(30, 30)) * 3
+    seen = h2o.dropped(scores, 8, 3, 2)[8:]
+    assert (seen.sum(-1) == 6).all()
+    for key in range(8):
+        assert (np.diff(seen[:, key].astype(int)) <= 0).all()
+
+
+def test_snapkv_pooling_counts_zeros_beyond_the_ends():
+    votes = np.array([3.0, 0.0, 0.0, 6.0])
+    close(snapkv.pooled(votes, 3, "average"), [1, 1, 2, 2])
+    close(snapkv.pooled(votes, 3, "max"), [3, 3, 6, 6])
+
+
+def test_snapkv_keeps_the_window_and_the_voted_prefix():
+    scores = np.zeros((6, 6))
+    scores[4:, 2] = 5.0
+    scores[:4, 0] = 99.0  # queries outside the window have no vote
+    assert snapkv.kept(scores, window=2, capacity=3, kernel=1).tolist() == [2, 4, 5]
+    assert snapkv.kept(scores, window=2, capacity=5, kernel=3, pooling="max").tolist() == [1, 2, 3, 4, 5]
+    assert snapkv.kept(scores, window=2, capacity=7).tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(snapkv.kept(scores, window=2, capacity=6)) == 6
+
+
+# AvisC and DeCo
+
+
+def test_avisc_takes_the_fewest_layers():
+    looks = np.array([0.2, 0.5, 0.1])[:, None, None] * np.ones((3, 2, 1))
+    assert avisc.layers(looks, 0.5).tolist() == [1]
+    assert avisc.layers(looks, 0.7).tolist() == [1, 0]
+    assert avisc.layers(looks, 0.99).tolist() == [1, 0, 2]
+
+
+def test_avisc_blind_tokens_lie_a_sample_deviation_above_the_mean():
+    attention = np.array([[[0.0, 0.0, 0.3]], [[0.01, 0.0, 0.0]]])  # mean 0.1, deviation 0.1732: 0.3 is blind
+    assert avisc.blind(attention).tolist() == [False, False, True]
+    assert avisc.blind(attention, deviations=1.16).tolist() == [False, False, False]
+    assert avisc.blind(attention, share=0.99).tolist() == [False, False, True]
+
+
+def test_avisc_contrast():
+    close(avisc.contrast(np.array([1.0, 0.0, -2.0]), np.array([0.0, 1.0, 0.0])), [3.5, -2.5, NO])
+
+
+def test_deco_candidates_include_the_token_that_crosses():
+    theta = logs(0.5, 0.1, 0.3, 0.1)
+    assert deco.candidates(theta, 0.6).tolist() == [0, 2]
+    assert deco.candidates(theta, 0.4).tolist() == [0]
+    assert deco.candidates(theta, 0.99, top_k=2).tolist() == [0, 2]
+
+
+def test_deco_adds_the_early_layer_that_is_surest_of_a_candidate():
+    theta = logs(0.6, 0.3, 0.1)
+    early = np.array([logs(0.5, 0.2, 0.3), logs(0.1, 0.7, 0.2), logs(0.04, 0.01, 0.95)])
+    scores = deco.corrected(theta, early, alpha=0.5, top_p=0.8)
+    close(scores, [np.log(0.6) + 0.35 * np.log(0.1), np.log(0.3) + 0.35 * np.log(0.7), NO])
