@@ -316,6 +316,24 @@ def test_opera_search_goes_back_and_chooses_another_token():
     assert opera_search.search(read, 1, np.array([0]), limit=27, **options) == [0] * 11 + [1] + [0] * 15
 
 
+def test_opera_search_second_return_keeps_what_has_finished():
+    """At token 11 the first return takes 1, of which nothing changes; the second has the end alone left to take.
+
+    The text of eleven tokens is finished with probability 1 after that.
+    """
+
+    def read(text: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        n = len(text) + 1
+        attention = np.zeros((1, n, n))
+        attention[0, :, 0], attention[0, 0, 0] = 0.5, 1
+        for i in range(1, n):
+            attention[0, i, min(i, 11)] += 0.5
+        return logs(0.7, 0.2, 0.1), attention
+
+    options = {"end": 2, "beams": 1, "candidates": 2, "sigma": 4.0}
+    assert opera_search.search(read, 1, np.array([0]), limit=40, **options) == [0] * 11
+
+
 # VASparse
 
 

@@ -2,7 +2,8 @@
 
 The beam scorer is that of transformers 4.29: finished texts count `prompt_counted` tokens of the prompt and not the
 end token in their length; the search stops when all places for finished texts are taken and no running one can be
-better.  Ties: the earlier beam, then the smaller token.
+better.  Ties: the earlier beam, then the smaller token.  A second way back to one place finds the texts that finished since
+the first one, for the stored state there holds the scorer itself and no copy.
 """
 
 from collections import Counter, defaultdict
@@ -88,6 +89,7 @@ def search(
     history: list[list[int]] = []
     used: Counter[int] = Counter()
     rejected: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    holder = State([], [])  # the stored state that shares its finished texts with the search
     while True:
         log_p, places = looked_at(read, state, start, image, candidates, weight, sigma)
         past.append(state)
@@ -98,7 +100,7 @@ def search(
             rejected[back] += past[back + 1].taken
             rejected[back + 1] = []
             del past[back + 1 :], history[back + 1 :]
-            state = deepcopy(past[back])
+            state = holder = past[back]
             log_p = np.array(
                 [
                     opera.returned_scores(read(text)[0], [token for row, token in rejected[back] if row == beam])
@@ -109,6 +111,7 @@ def search(
         if following is None:
             return state.finished[0][1]
         state = following
+        holder.finished = state.finished
         if len(state.texts[0]) == limit:
             ended = [(s / (limit + prompt_counted), t) for s, t in zip(state.scores, state.texts, strict=True)]
             return max([*state.finished, *ended], key=lambda pair: pair[0])[1]
