@@ -317,9 +317,9 @@ def test_opera_search_goes_back_and_chooses_another_token():
 
 
 def test_opera_search_second_return_keeps_what_has_finished():
-    """At token 11 the first return takes 1, of which nothing changes; the second has the end alone left to take.
+    """The first way back takes token 1 at place 11, and the text ends after the next; the second finds nothing better.
 
-    The text of eleven tokens is finished with probability 1 after that.
+    It has 0, 1 and the least likely token left, all alike, and 11 log(7/9) + log(1/3) over 12 loses.
     """
 
     def read(text: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -328,10 +328,12 @@ def test_opera_search_second_return_keeps_what_has_finished():
         attention[0, :, 0], attention[0, 0, 0] = 0.5, 1
         for i in range(1, n):
             attention[0, i, min(i, 11)] += 0.5
-        return logs(0.7, 0.2, 0.1), attention
+        if text[11:12] != [1]:
+            return logs(0.7, 0.2, 0.1), attention
+        return logs(0.4, 0.1, 0.5) if len(text) == 13 else logs(0.999, 0.0006, 0.0004), attention
 
     options = {"end": 2, "beams": 1, "candidates": 2, "sigma": 4.0}
-    assert opera_search.search(read, 1, np.array([0]), limit=40, **options) == [0] * 11
+    assert opera_search.search(read, 1, np.array([0]), limit=40, **options) == [*[0] * 11, 1, 0]
 
 
 # VASparse

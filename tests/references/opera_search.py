@@ -2,8 +2,8 @@
 
 The beam scorer is that of transformers 4.29: finished texts count `prompt_counted` tokens of the prompt and not the
 end token in their length; the search stops when all places for finished texts are taken and no running one can be
-better.  Ties: the earlier beam, then the smaller token.  A second way back to one place finds the texts that finished since
-the first one, for the stored state there holds the scorer itself and no copy.
+better.  Ties: the earlier beam, then the smaller token.  A second way back to one place finds the texts that finished
+since the first one, for the stored state there holds the scorer itself and no copy.
 """
 
 from collections import Counter, defaultdict
