@@ -271,9 +271,9 @@ def test_opera_search_without_penalty_is_beam_search():
     """Token 2 ends.  Greedy takes 0 (0.6) then gets 0.5; through 1 the text has 0.4 x 0.98."""
     read = reader({(): [0.6, 0.4, 1e-9], (0,): [0.5, 0.49, 0.01], (1,): [0.98, 0.01, 0.01]})
     image = np.array([], dtype=int)
-    kwargs = {"image": image, "end": 2, "limit": 2, "weight": 0.0, "candidates": 3}
-    assert opera_search.search(read, 1, beams=1, **kwargs) == [0, 0]
-    assert opera_search.search(read, 1, beams=2, **kwargs) == [1, 0]
+    options = {"end": 2, "limit": 2, "weight": 0, "candidates": 3}
+    assert opera_search.search(read, 1, image, beams=1, **options) == [0, 0]
+    assert opera_search.search(read, 1, image, beams=2, **options) == [1, 0]
 
 
 def test_opera_search_ends_and_counts_the_prompt_in_the_length():
@@ -311,7 +311,7 @@ def test_opera_search_goes_back_and_chooses_another_token():
             attention[0, i, min(i, last)] += 0.5
         return logs(0.7, 0.2, 0.1), attention
 
-    options = {"end": 2, "beams": 1, "candidates": 2, "sigma": 4.0}
+    options = {"end": 2, "beams": 1, "candidates": 2, "sigma": 4}
     assert opera_search.search(read, 1, np.array([0]), limit=25, **options) == [0] * 25
     assert opera_search.search(read, 1, np.array([0]), limit=27, **options) == [0] * 11 + [1] + [0] * 15
 
@@ -332,7 +332,7 @@ def test_opera_search_second_return_keeps_what_has_finished():
             return logs(0.7, 0.2, 0.1), attention
         return logs(0.4, 0.1, 0.5) if len(text) == 13 else logs(0.999, 0.0006, 0.0004), attention
 
-    options = {"end": 2, "beams": 1, "candidates": 2, "sigma": 4.0}
+    options = {"end": 2, "beams": 1, "candidates": 2, "sigma": 4}
     assert opera_search.search(read, 1, np.array([0]), limit=40, **options) == [*[0] * 11, 1, 0]
 
 
