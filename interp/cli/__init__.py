@@ -118,7 +118,7 @@ def _mistake(error: Exception) -> int:
 
 
 def _quieten() -> None:
-    """Figures go to files, and libraries keep their notes to themselves; what the command does not import is left out."""
+    """Figures go to files, and libraries keep their notes to themselves, where the command has imported them."""
     if "matplotlib" in sys.modules:
         sys.modules["matplotlib"].use("Agg")
     if "transformers" in sys.modules:
