@@ -18,7 +18,14 @@ from interp.interventions import describe_methods
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "trace", "metrics", "interventions", "attribution", "evaluate", "experiments", "views", "testbed")
-PULLED = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md", "interp/testbed/weights/*/README.md", "figures/**/*.png")
+PULLED = (
+    "CONTRIBUTING.md",
+    "LOG.md",
+    "CHANGELOG.md",
+    "interp/testbed/weights/*/README.md",
+    "figures/**/*.png",
+    "notebooks/*.ipynb",
+)
 """Files of the repository that are part of the site, at the same place from its root."""
 
 
@@ -50,9 +57,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             *({f"interp.{package}": api_page(package)} for package in PACKAGES),
         ],
     }
-    config.nav = [
-        {title: filled.get(title, place)} for entry in config.nav or [] for title, place in entry.items()
-    ]
+    config.nav = [{title: filled.get(title, place)} for entry in config.nav or [] for title, place in entry.items()]
     return config
 
 
@@ -78,7 +83,7 @@ def _command(name: str, command: Command) -> str:
     examples = "\n".join(command.examples)
     return (
         f"# interp {name}\n\n{command.about}\n\n```\n{examples}\n```\n\n"
-        f"```text title=\"interp {name} --help\"\n{_help(name)}\n```\n"
+        f'```text title="interp {name} --help"\n{_help(name)}\n```\n'
     )
 
 
