@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from interp.data import open_data, read_image
+from interp.data import open_data
 from interp.evaluate import ObjectParser, pope
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.files import Question, read_questions
@@ -29,6 +29,7 @@ from interp.experiments.records import Manifest, Records, device_name
 from interp.experiments.report import aligned, cell
 from interp.interventions import Method
 from interp.models import LVLM, Inputs
+from interp.pictures import read_image
 
 
 @dataclass(frozen=True)
