@@ -6,10 +6,10 @@ import pytest
 
 from interp.evaluate import ObjectParser, chair, differences, intervals, pope, score_caption
 from interp.evaluate.alignment import sentences, token_ends, tokens_of
+from interp.evaluate.answers import says_yes
 from interp.evaluate.chair import rates, table
 from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import read_synonyms
-from interp.evaluate.pope import says_yes
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "chair"
 
@@ -149,9 +149,12 @@ def test_pope_reads_answers_the_customary_way(answer, yes):
 
 
 def test_pope_by_hand():
-    result = pope(["Yes.", "Yes.", "No.", "Perhaps."], [True, False, True, False])
+    answers, labels = ["Yes.", "Yes.", "No.", "Perhaps."], [True, False, True, False]
+    result = pope(answers, labels, "script")
     assert (result.accuracy, result.precision, result.recall, result.yes_ratio) == (25, pytest.approx(100 / 3), 50, 75)
-    assert result.unparsed == 1
+    result = pope(answers, labels)
+    assert (result.accuracy, result.precision, result.recall, result.yes_ratio) == (25, 50, 50, 50)
+    assert (result.unparsed, result.rules_differ) == (1, 1)
     with pytest.raises(ValueError, match="1 answers and 2 labels"):
         pope(["Yes."], [True, False])
 
