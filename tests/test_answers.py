@@ -5,7 +5,7 @@ import json
 import pytest
 
 from interp import cli
-from interp.evaluate.answers import answer_tokens, read_answer, says_yes, understood
+from interp.evaluate.answers import answer_tokens, says_yes, understood
 from interp.evaluate.pope import pope
 
 YES = ["Yes", "yes, there is", "YES!", "**Yes**", "Yes, and there is no cat", "Yep", "There is a dog. No cat.",
@@ -39,11 +39,6 @@ def test_the_scripts_rule_is_kept_and_the_difference_is_counted(tmp_path, capsys
         found = json.loads(capsys.readouterr().out)
         assert (found["accuracy"], found["rules_differ"]) == (accuracy, 1)
         assert "read 1 answers differently" in found["notes"][-1]
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="by the rule reader or script, got 'mine'"):
-        read_answer("Yes", "mine")  # pyright: ignore[reportArgumentType]
 
 
 def test_first_tokens_of_yes_and_no_must_differ():

@@ -110,7 +110,7 @@ def test_mistakes_in_captions_are_told(lines, message, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "truth.json: no JSON from column 2 on; expected one JSON object"),
+        ("{", "truth.json: no JSON from line 2, column 1 on; expected one JSON object"),
         ("[]", "expected one JSON object"),
         ('{"a": ["dog"]}', "expected an image id"),
         ('{"1": "dog"}', "expected an image id and a list"),
@@ -210,7 +210,7 @@ AMBER_ITEM = {"id": 1, "type": "generative", "truth": ["dog"], "hallu": []}
         ([AMBER_ITEM | {"truth": []}], "no generative item with an object"),
         ([[AMBER_ITEM]], "item 1: expected an object"),
         ({}, "a list of items"),
-        ("", "notes.json: no JSON from column 1 on; expected AMBER's annotations"),
+        ("", "notes.json: no JSON from line 2, column 1 on; expected AMBER's annotations"),
         ("[" * 100_000, "notes.json: JSON nested too deep"),
     ],
 )
@@ -351,10 +351,10 @@ def test_a_cache_that_was_damaged_is_made_anew(tmp_path, monkeypatch):
 
 
 def test_what_a_question_asks_about_is_found_in_linear_time():
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match="names no object"):
         asked_object(Question(1, "1.jpg", "is there a " * 20_000, True), PARSER)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_questions_name_images_inside_their_folder(tmp_path):

@@ -39,7 +39,7 @@ def parsed(text: str, place: str, names_once: bool = False) -> Any:
     except _TwiceError as error:
         raise ValueError(f"{place}: {str(error)!r} stands there twice; keep one of the two") from error
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        line = f"line {error.lineno}, " if "\n" in text else ""
         raise ValueError(f"{place}: no JSON from {line}column {error.colno} on") from error
     except RecursionError as error:
         raise ValueError(f"{place}: JSON nested too deep to be read") from error

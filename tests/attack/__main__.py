@@ -1,4 +1,4 @@
-"""`cd tests && python -m attack --minutes 30 --out attack.json`: attacks in random order, then kills, until time is up."""
+"""`cd tests && python -m attack --minutes 30 --out attack.json`: attacks in random order, then kills, in that time."""
 
 import argparse
 import os

@@ -14,7 +14,7 @@ import torch
 
 import interp
 from attack import material
-from attack.ledger import Attack, command
+from attack.ledger import Attack, Wanted, command
 from attack.material import BYTES, LINES, Damage
 from interp.models import Inputs
 
@@ -54,11 +54,9 @@ def scored_files() -> Iterator[Attack]:
         command_name = form.split()[0]
         for name in names:
             for kind, damage in BYTES.items():
-                wanted = "same" if (name, kind) in HARMLESS or kind == "last byte off" else "refused"
-                intact = tuple(form.split())
                 act = partial(_scoring, form, name, damage)
-                wanted = "any" if wanted == "same" else wanted
-                yield Attack("scored files: bytes", f"{command_name}: {name}: {kind}", act, wanted, intact)
+                wanted: Wanted = "any" if (name, kind) in HARMLESS else "refused"
+                yield Attack("scored files: bytes", f"{command_name}: {name}: {kind}", act, wanted)
             if name in ("captions", "answers", "questions"):
                 rows = {"captions": material.CAPTIONS, "answers": material.ANSWERS, "questions": material.QUESTIONS}
                 for kind in LINES:
@@ -67,11 +65,13 @@ def scored_files() -> Iterator[Attack]:
                 for what, content in material.mutations(rows[name]):
                     if isinstance(content, list) and content:
                         act = partial(_scoring, form, name, partial(_lines, content=content))
-                        yield Attack("scored files: values", f"{command_name}: {name}: {what}", act)
+                        wanted = "any" if what == "0/question_id = 'text'" else "refused"  # a name, in OPOPE
+                        yield Attack("scored files: values", f"{command_name}: {name}: {what}", act, wanted)
             else:
                 for what, content in material.mutations(CONTENT[name]):
                     act = partial(_scoring, form, name, partial(_json, content=content))
-                    yield Attack("scored files: values", f"{command_name}: {name}: {what}", act)
+                    wanted = "any" if (name, what) == ("relation", "without dog") else "refused"
+                    yield Attack("scored files: values", f"{command_name}: {name}: {what}", act, wanted)
 
 
 def _lines(path: Path, content: Any) -> None:
@@ -91,7 +91,7 @@ def pictures() -> Iterator[Attack]:
                 "pictures", f"{kind} mutated, {number}", partial(_mutated, kind, int(rng.integers(1e9))), "any"
             )
     for kind, damage in BYTES.items():
-        if kind not in ("last byte off",):
+        if kind != "last byte off":
             yield Attack("pictures", kind, partial(_picture, damage))
     yield Attack("pictures", "decompression bomb", partial(_picture, _bomb))
 
@@ -164,7 +164,7 @@ def model_folders() -> Iterator[Attack]:
     for kind, template in TEMPLATES.items():
         change = partial(_template, template=template)
         yield Attack("model folders: templates", kind, partial(_model, "heads", change), "refused")
-    intact = ("heads", "--image", "{picture}", "--model", "{model}")
+    intact = partial(_model, "heads", lambda _: None)
     for part in PARTS:
         for kind, damage in BYTES.items():
             change = partial(_part, part=part, damage=damage)
@@ -268,7 +268,7 @@ def _ids(text: str, folder: Path) -> Sequence[str]:
 
 
 RANKINGS: dict[str, Damage] = {
-    **{kind: damage for kind, damage in BYTES.items() if kind not in ("last byte off",)},
+    **{kind: damage for kind, damage in BYTES.items() if kind != "last byte off"},
     "strings": lambda p: np.savez(p, vhd=np.array([["a"] * 8] * 8)),
     "no map": lambda p: np.savez(p, nothing=np.zeros(3)),
     "no array": lambda p: np.savez(p),

@@ -26,7 +26,8 @@ End = Literal["refused", "same", "read", "traceback", "accepted"]
 class Attack:
     """One attack: `act(folder)` gives a command line, or a Python call.
 
-    `wanted`: it is `refused`; or refused or without effect (`same`: prints what `intact` prints, or returns True); or
+    `wanted`: it is `refused`; or refused or without effect (`same`: prints what `intact`'s
+    command prints, or returns True); or
     refused or read (`any`), where either may be right.
     """
 
@@ -34,7 +35,7 @@ class Attack:
     name: str
     act: Callable[[Path], Sequence[str] | Callable[[], Any]]
     wanted: Wanted = "refused"
-    intact: tuple[str, ...] = ()
+    intact: Callable[[Path], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ class Ledger:
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
-        self._intact: dict[tuple[str, ...], str] = {}
+        self._intact: dict[str, str] = {}
 
     def run(self, attack: Attack, folder: Path) -> Outcome:
         """Run one attack in an empty folder of its own."""
         folder.mkdir(parents=True)
         try:
             act = attack.act(folder)
-            end, said = self._called(act) if callable(act) else self._commanded(act, attack)
+            end, said = self._called(act) if callable(act) else self._commanded(act, attack, folder)
         except BaseException as error:  # what nothing caught, Rust's panics and interrupts included
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -86,7 +87,7 @@ class Ledger:
         except ValueError as error:
             return "refused", str(error)
 
-    def _commanded(self, args: Sequence[str], attack: Attack) -> tuple[End, str]:
+    def _commanded(self, args: Sequence[str], attack: Attack, folder: Path) -> tuple[End, str]:
         code, out, err = command(args)
         said = f"interp {' '.join(args)}\n{err[-500:]}"
         if code:
@@ -96,10 +97,12 @@ class Ledger:
             return ("refused", own[0] if own else "") if told else ("traceback", said)
         if attack.wanted == "any":
             return "read", ""
-        if attack.wanted == "same":
-            if attack.intact not in self._intact:
-                self._intact[attack.intact] = command(attack.intact)[1]
-            return ("same", "") if _text(out) == _text(self._intact[attack.intact]) else ("accepted", said)
+        if attack.wanted == "same" and attack.intact is not None:
+            if attack.group not in self._intact:
+                whole = folder / "whole"
+                whole.mkdir()
+                self._intact[attack.group] = command(attack.intact(whole))[1]
+            return ("same", "") if _text(out) == _text(self._intact[attack.group]) else ("accepted", said)
         return "accepted", said
 
     def table(self) -> str:
