@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from interp.evaluate.coco import CocoImage, read_coco
 from interp.evaluate.objects import ObjectParser
+from interp.pictures import read_image
 from interp.testbed.draw import draw
 from interp.testbed.score import scene_questions
 from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, scene
@@ -67,15 +68,6 @@ def _load_scene(kind: Kind, split: Split, image_id: int) -> Sample:
 
 def _questions(kind: Kind, split: Split, image_id: int) -> tuple[tuple[str, bool], ...]:
     return tuple((q.text, q.present) for q in scene_questions(kind, split, image_id, "adversarial"))
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file whole, in RGB; ValueError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise ValueError(f"cannot read the image {path}; replace the file: {error}") from error
 
 
 def _load_file(images: dict[int, CocoImage], image_id: int) -> Sample:

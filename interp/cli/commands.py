@@ -140,8 +140,8 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "interp.cli.testbed:Doses",
             "Draw hallucination and sight against the dose of visual tuning, from a training's checkpoints.",
             (
-                "interp testbed doses --folder runs/prior --out runs/dose",
-                "interp testbed doses --folder runs/prior --limit 50 --out runs/dose",
+                "interp testbed doses --run runs/prior --out runs/dose",
+                "interp testbed doses --run runs/prior --limit 50 --out runs/dose",
             ),
         ),
         "testbed export": Command(

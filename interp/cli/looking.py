@@ -9,8 +9,8 @@ import tyro
 
 from interp import plots
 from interp.cli.testbed import at_least_one
-from interp.data import read_image
 from interp.models import LVLM, Head, diagnose, load
+from interp.pictures import read_image
 from interp.trace.sinks import SinksConfig, measure_sinks
 from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay

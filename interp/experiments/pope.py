@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from interp.data import open_data, read_image
+from interp.data import open_data
 from interp.evaluate import ObjectParser, pope
+from interp.evaluate.answers import answer_tokens
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.files import Question, read_questions
 from interp.evaluate.pope import Pope, counted, rates
@@ -29,6 +30,7 @@ from interp.experiments.records import Manifest, Records, device_name
 from interp.experiments.report import aligned, cell
 from interp.interventions import Method
 from interp.models import LVLM, Inputs
+from interp.pictures import read_image
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,9 @@ class _FirstLogits(LogitsProcessor):
         return scores
 
 
-def _first_tokens(model: LVLM, words: Sequence[str]) -> list[int]:
-    """The tokens with which an answer may begin."""
-    ids = (model.tokenizer(word, add_special_tokens=False).input_ids for word in words)
-    return sorted({i[0] for i in ids if i})
+def _first_tokens(model: LVLM) -> tuple[list[int], list[int]]:
+    """The tokens with which yes and no may begin."""
+    return answer_tokens(lambda word: model.tokenizer(word, add_special_tokens=False).input_ids, model.tokenizer.decode)
 
 
 def _answers(model: LVLM, samples: Sequence[Asked], method: Any, config: PopeConfig) -> list[dict[str, Any]]:
@@ -109,15 +110,21 @@ def _answers(model: LVLM, samples: Sequence[Asked], method: Any, config: PopeCon
         texts = model.generate(inputs, max_new_tokens=1 if config.from_logits else 8).texts
     assert first.scores is not None
     scores = first.scores[:: len(first.scores) // len(samples)].float()
-    yes, no = (
-        scores[:, _first_tokens(model, words)].logsumexp(-1)
-        for words in (("Yes", " Yes", "yes", " yes"), ("No", " No", "no", " no"))
-    )
-    share = torch.sigmoid(yes - no).tolist()
     return [
-        asdict(s.question) | {"answer": text, "yes": round(p, 6)}
-        for s, text, p in zip(samples, texts, share, strict=True)
+        asdict(s.question) | {"answer": text, "yes": p if p is None else round(p, 6)}
+        for s, text, p in zip(samples, texts, _shares(model, scores, config), strict=True)
     ]
+
+
+def _shares(model: LVLM, scores: Tensor, config: PopeConfig) -> Sequence[float | None]:
+    """The probability of yes among yes and no, by row; None where the tokenizer does not tell them apart."""
+    try:
+        yes, no = (scores[:, ids].logsumexp(-1) for ids in _first_tokens(model))
+    except ValueError:
+        if config.from_logits:
+            raise
+        return [None] * len(scores)
+    return torch.sigmoid(yes - no).tolist()
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,19 @@ class PopeSummary:
 
     def __str__(self) -> str:
         columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-        rows = [["method", *columns, "unparsed", "answers fixed/broken", "McNemar p"]]
+        rows = [["method", *columns, "unparsed", "rules differ", "answers fixed/broken", "McNemar p"]]
         for name, found in self.methods.items():
             test = self.changed.get(name)
             paired = [f"{test.better}/{test.worse}", f"{test.p:.2g}"] if test else ["", ""]
-            rows.append([name, *(cell(self.intervals[name][c]) for c in columns), str(found.unparsed), *paired])
+            rows.append(
+                [
+                    name,
+                    *(cell(self.intervals[name][c]) for c in columns),
+                    str(found.unparsed),
+                    str(found.rules_differ),
+                    *paired,
+                ]
+            )
         n = next(iter(self.methods.values())).n
         lines = [f"POPE, {n} questions, with 95 % bootstrap intervals over images", *aligned(rows)]
         if self.failures:
@@ -187,6 +202,8 @@ def run_pope(config: PopeConfig, more: Mapping[str, Method] | None = None) -> Po
     shard = Shard.current(config.device)
     questions, read = _questions(config)
     model = config.load(shard)
+    if config.from_logits:
+        _first_tokens(model)  # refused before anything is written
     methods = config.parsed_methods | dict(more or {})
     for method in methods.values():
         with method(model):
