@@ -40,6 +40,8 @@ class Family:
     """Tokens that only frame a picture or its parts; the image-free twin loses them with the picture."""
     prompt: str | None = None
     """How a turn is written where the processor has no chat template; `{images}` becomes the placeholders."""
+    prompt_end: str = ""
+    """What the processor writes after a prompt by itself."""
     rope_index: str | None = None
     """The method that gives position ids in several axes (M-RoPE); None: positions are counted."""
     suffix_type: int = 0
@@ -117,6 +119,7 @@ VISION: tuple[Family, ...] = (
         ("PaliGemmaForConditionalGeneration",),
         _LLM,
         prompt="{images}{text}",
+        prompt_end="\n",
         suffix_type=1,
         layout="square",
     ),
