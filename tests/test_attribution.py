@@ -19,7 +19,7 @@ from interp.experiments.attribution import CausalConfig, run_causal
 from interp.experiments.attribution_report import maps_of
 from interp.interventions import EditHeads, head_directions
 from interp.metrics.ranking import spearman
-from interp.models import load, read, twin
+from interp.models import image_free, load, read
 
 PROMPT = "Please describe this image in detail."
 
@@ -38,7 +38,7 @@ def test_exact_contributions_are_those_of_silenced_heads(name, model):
     found = exact_contributions(lvlm, inputs, captions)
     assert found.shape == (2, 2, 5, lvlm.n_layers, lvlm.n_heads)
     with torch.no_grad():
-        for stream, prompts in enumerate((inputs, twin(lvlm, inputs))):
+        for stream, prompts in enumerate((inputs, image_free(lvlm, inputs))):
             whole = prompts.extended(captions)
             plain = log_p(lvlm, whole, captions[1], 1)
             with EditHeads(heads="L1H2", op="zero").editing(lvlm, prompts):
@@ -112,7 +112,7 @@ def test_the_probe_goes_on_without_the_image(model, pictures):
     cuts = [Cut(p, t[:1], c) for p, t, c in zip(pictures[:2], texts.tokens, first, strict=True)]
     nothing = [Cut(c.image, c.prefix, "toothbrush") for c in cuts]
     assert goes_on_to_name(model, nothing, PROMPT, parser) == [False, False]
-    without = twin(model, inputs).extended([c.prefix for c in cuts])
+    without = image_free(model, inputs).extended([c.prefix for c in cuts])
     blind = [parser.mentions(t) for t in model.generate(without, max_new_tokens=12).texts]
     expected = [bool(m) and m[0].category == c for m, c in zip(blind, first, strict=True)]
     assert goes_on_to_name(model, cuts, PROMPT, parser) == expected
@@ -188,7 +188,7 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
     before = (out / "likelihood.jsonl").read_text()
     cli.main(["ablate", *few, *ask, "--out", str(out)])
     assert (out / "likelihood.jsonl").read_text() == before, "nothing is computed twice"
-    more = ["--methods", "greedy,beams:num_beams=2", "--controls", "0", "--pope-limit", "0", "--op", "twin"]
+    more = ["--methods", "greedy,beams:num_beams=2", "--controls", "0", "--pope-limit", "0", "--op", "image_free"]
     cli.main(["ablate", *few, "--heads", "L0H1", "--ranking", ranking, *more, "--out", str(tmp_path / "beside")])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("beams")][:1]
     assert row.rstrip().endswith("-"), "a method that is no edit has no log-likelihood"

@@ -35,14 +35,14 @@ def _log_p(
 
 @torch.no_grad()
 def exact_contributions(
-    model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]], twin: str = "remove"
+    model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]], image_free: str = "remove"
 ) -> Float[Tensor, "batch stream token layer head"]:
     """The contribution of each head to each token of finished captions; stream 0 has the image, 1 has not.
 
-    Runs `n_layers x n_heads` forward passes over the batch and its twin.  Raises ValueError for empty captions.
+    Runs `n_layers x n_heads` passes over the batch and its image-free prompts.  Raises ValueError for empty captions.
     """
     _check(captions)
-    both = paired(model, inputs, twin, captions)
+    both = paired(model, inputs, image_free, captions)
     ones = torch.ones(1, model.n_layers, model.n_heads, device=model.device)
     whole = _log_p(model, both, captions, ones)
     found = whole.new_zeros(*whole.shape, model.n_layers, model.n_heads)
@@ -59,11 +59,11 @@ def attributed_contributions(
     inputs: Inputs,
     captions: Sequence[Int[Tensor, " _"]],
     tokens: Sequence[Sequence[int]],
-    twin: str = "remove",
+    image_free: str = "remove",
 ) -> list[Float[Tensor, "token stream layer head"]]:
     """The same to first order, for the chosen `tokens` of each caption: one backward pass for the i-th of all rows."""
     _check(captions)
-    both = paired(model, inputs, twin, captions)
+    both = paired(model, inputs, image_free, captions)
     scale = torch.ones(len(both.input_ids), model.n_layers, model.n_heads, device=model.device, requires_grad=True)
     with torch.enable_grad():
         log_p = _log_p(model, both, captions, scale)

@@ -68,7 +68,7 @@ class Heads(Loading):
     """What the model is asked."""
     caption: tuple[str, ...] | None = None
     """Follow a caption token by token: this text, or the model's own if the option stands alone."""
-    twin: Literal["remove", "mask", "blank", "noise"] = "remove"
+    image_free: Literal["remove", "mask", "blank", "noise"] = "remove"
     """How the picture is taken away."""
     top: int = 20
     """Heads in the printed table."""
@@ -83,7 +83,7 @@ class Heads(Loading):
         """Look."""
         at_least_one(top=self.top, top_k=self.top_k, max_new_tokens=self.max_new_tokens)
         picture = read_image(Path(self.image))
-        config = HeadsConfig(self.model, self.image, self.prompt, self.twin, self.top, self.top_k)
+        config = HeadsConfig(self.model, self.image, self.prompt, self.image_free, self.top, self.top_k)
         caption = None if self.caption is None else " ".join(self.caption)
         report = look(self.load(), picture, config, caption, self.max_new_tokens)
         print(report)

@@ -2,7 +2,7 @@
 
 from interp.models.doctor import Check, Diagnosis, diagnose
 from interp.models.families import FAMILIES, TEXT, VISION, Family, UnsupportedModelError
-from interp.models.image_free import TWINS, paired, twin
+from interp.models.image_free import IMAGE_FREE, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
@@ -11,10 +11,10 @@ from interp.models.sites import SITES, Head, read, run_with_edits
 
 __all__ = [
     "FAMILIES",
+    "IMAGE_FREE",
     "LVLM",
     "SITES",
     "TEXT",
-    "TWINS",
     "VISION",
     "AttentionCall",
     "Check",
@@ -25,9 +25,9 @@ __all__ = [
     "Inputs",
     "UnsupportedModelError",
     "diagnose",
+    "image_free",
     "load",
     "paired",
     "read",
     "run_with_edits",
-    "twin",
 ]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from interp.models.families import UnsupportedModelError
-from interp.models.image_free import twin
+from interp.models.image_free import image_free
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall, attention_backend
 from interp.models.lvlm import LVLM
@@ -171,9 +171,11 @@ def _vision(model: LVLM, inputs: Inputs) -> Iterator[Check]:
     """Image tokens are found, and taking the picture away makes a difference."""
     counts = inputs.image_mask.sum(1).tolist()
     yield Check("image tokens found", min(counts) > 0, f"{' and '.join(str(n) for n in counts)}")
-    without = twin(model, inputs)
+    without = image_free(model, inputs)
     gone = not without.image_mask.any() and not torch.isin(without.input_ids, model.image_token_id or -1).any()
-    yield Check("the image-free twin has none", gone, f"{int(without.attention_mask[0].sum())} tokens left in a prompt")
+    yield Check(
+        "no image in image-free prompts", gone, f"{int(without.attention_mask[0].sum())} tokens left in a prompt"
+    )
     with torch.no_grad():
         with_image = model.hf(**inputs.kwargs(), use_cache=False).logits[:, -1]
         moved = (with_image - model.hf(**without.kwargs(), use_cache=False).logits[:, -1]).abs().max().item()

@@ -37,7 +37,7 @@ class Family:
     placeholder: str = "image_token"
     """The attribute of the processor with the text that stands for one picture in a prompt."""
     frame_tokens: tuple[str, ...] = ()
-    """Tokens that only frame a picture or its parts; the image-free twin loses them with the picture."""
+    """Tokens that only frame a picture or its parts; the image-free prompt loses them with the picture."""
     prompt: str | None = None
     """How a turn is written where the processor has no chat template; `{images}` becomes the placeholders."""
     prompt_end: str = ""

@@ -1,4 +1,4 @@
-"""The inputs of a model: a left-padded batch of prompts with their pictures, and its twin without them."""
+"""The inputs of a model: a left-padded batch of prompts with their pictures, and image-free ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +50,7 @@ class Inputs:
         }
 
     def without_image(self, keep_pixels: bool = False) -> "Inputs":
-        """The twin `remove`: image tokens and their frames are deleted, positions are counted anew.
+        """The image-free prompts `remove`: image tokens and their frames are deleted, positions are counted anew.
 
         `keep_pixels` leaves pictures that no token stands for, for models that insist on some.
         """
@@ -77,7 +77,7 @@ class Inputs:
         )
 
     def with_image_masked(self, keep_pixels: bool = False) -> "Inputs":
-        """The twin `mask`: image tokens and their frames keep their places, and no text can attend to them."""
+        """The image-free prompts `mask`: image tokens and their frames keep their places, unseen by text."""
         hidden = self.image_mask | self.frame_mask
         return replace(
             self,

@@ -23,7 +23,7 @@ class HeadsConfig:
     model: str
     image: str
     prompt: str
-    twin: str = "remove"
+    image_free: str = "remove"
     top: int = 20
     top_k: int | None = None
 
@@ -47,7 +47,10 @@ class HeadsReport:
         return [(Head(*divmod(int(i), n_heads)), float(self.vhd.flat[i])) for i in order]
 
     def __str__(self) -> str:
-        lines = [f"VHD at the first step, picture {self.config.image}, twin {self.config.twin}", "rank  head     VHD"]
+        lines = [
+            f"VHD at the first step, picture {self.config.image}, image-free by {self.config.image_free}",
+            "rank  head     VHD",
+        ]
         for rank, (head, value) in enumerate(self.ranking()[: self.config.top], 1):
             lines.append(f"{rank:4d}  {head!s:<7} {value:7.3f}")
         if self.caption is not None:
@@ -93,7 +96,7 @@ def look(
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     config = replace(config, top_k=top_k)
     inputs = model.inputs([image], config.prompt)
-    first = vhd(model, inputs, config.twin)[0].float().cpu().numpy()
+    first = vhd(model, inputs, config.image_free)[0].float().cpu().numpy()
     if caption is None:
         return HeadsReport(config, first)
     if caption:
@@ -103,7 +106,7 @@ def look(
         ids, caption = written.tokens[0], written.texts[0]
     if not len(ids):
         raise ValueError("the model wrote an empty caption; give one to follow")
-    trace: TokenTrace = token_vhd(model, inputs, [ids], config.twin)[0]
+    trace: TokenTrace = token_vhd(model, inputs, [ids], config.image_free)[0]
     return HeadsReport(
         config,
         first,

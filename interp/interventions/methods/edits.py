@@ -1,4 +1,4 @@
-"""Editing a fixed set of heads while a model generates: scale, zero, mean, resample, or swap with the image-free twin.
+"""Editing a fixed set of heads while a model generates: scale, zero, mean, resample, or take the image-free output.
 
 `with EditHeads(heads="L3H2+L5H0", op="zero")(model): model.generate(...)`.  Edits can be combined; a head whose output
 one of them replaces must not be edited by another.
@@ -8,10 +8,10 @@ A set of heads is written as labels (`L3H2+L5H0`), or chosen: `top10%`, `bottom1
 written (`ranking`, a file; `by`, one of its maps); `random` draws from `seed`.
 
 - `scale`: times `factor`; `zero`: silenced; `mean`: the head's mean output over a data set, from the same file;
-- `resample`: what the head gives for the same text with the next row's picture; `twin`: without the picture.
+- `resample`: what the head gives for the same text with the next row's picture; `image_free`: without the picture.
 
 `steps`: `all` positions, those of the `prompt` but its last, or those from which tokens are `generated` (the prompt's
-last and all later ones).  `resample` and `twin` work on the latter: their prompts have other positions.
+last and all later ones).  `resample` and `image_free` work on the latter: their prompts have other positions.
 """
 
 import re
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from interp.interventions.methods.contrast import Continuation
-from interp.models import LVLM, Head, Inputs, twin
+from interp.models import LVLM, Head, Inputs, image_free
 
-OPS = ("scale", "zero", "mean", "resample", "twin")
+OPS = ("scale", "zero", "mean", "resample", "image_free")
 STEPS = ("all", "prompt", "generated")
 _CHOSEN = re.compile(r"(top|bottom|random)(?:(\d+(?:\.\d+)?)(%?))?")
 
@@ -88,8 +88,8 @@ _OPEN: list[tuple[LVLM, "EditHeads", frozenset[Head]]] = []
 class EditHeads:
     """A fixed set of heads is scaled, silenced, or given another output.
 
-    `heads`: labels, or a choice such as top10% or top (`share` of all); `op`: scale, zero, mean, resample or twin;
-    `steps`: all, prompt, generated.  No heads change nothing.
+    `heads`: labels, or a choice such as top10% or top (`share` of all); `op`: scale, zero, mean, resample or
+    image_free; `steps`: all, prompt, generated.  No heads change nothing.
     """
 
     heads: str = ""
@@ -102,7 +102,7 @@ class EditHeads:
     seed: int = 0
 
     citation: ClassVar[str] = "scaling as in He et al., ACL 2025; resampling as in Chan et al., causal scrubbing, 2022"
-    cost: ClassVar[str] = "none; a second forward pass for each step for resample and twin"
+    cost: ClassVar[str] = "none; a second forward pass for each step for resample and image_free"
     off: ClassVar[str] = "heads="
 
     def __post_init__(self) -> None:
@@ -123,8 +123,8 @@ class EditHeads:
 
     def _source(self, model: LVLM, inputs: Inputs) -> Inputs:
         """The batch whose head outputs are put in place of the model's."""
-        if self.op == "twin":
-            return twin(model, inputs)
+        if self.op == "image_free":
+            return image_free(model, inputs)
         if len(inputs.pictures) < 2:
             raise ValueError("op=resample takes the next row's picture: expected a batch of at least two rows")
         pictures = inputs.pictures[1:] + inputs.pictures[:1]
@@ -175,7 +175,7 @@ class _Edit:
         self.other: dict[int, Tensor] = {}
         self.source: Continuation | None = None
         self.inside = False  # whether the other stream is being read
-        if method.op in ("resample", "twin") and self.by_layer:
+        if method.op in ("resample", "image_free") and self.by_layer:
             if model.family.needs_pixels:  # they generate inside their language model, which sees no token ids at first
                 raise ValueError(f"op={method.op} cannot follow what a {model.family.name} model generates")
             self.source = Continuation(model, method._source(model, inputs))
@@ -220,9 +220,9 @@ class _Edit:
             if self.inside:
                 self.other[layer] = z[..., heads, :].clone()
                 return None
-            last = min(self.inputs.input_ids.shape[1], z.shape[1]) - 1  # a twin's prompt may be shorter
+            last = min(self.inputs.input_ids.shape[1], z.shape[1]) - 1  # an image-free prompt may be shorter
             generated = torch.arange(z.shape[1], device=z.device) >= (0 if self.seen else last)
-            replaced = self.method.op in ("resample", "twin")
+            replaced = self.method.op in ("resample", "image_free")
             steps = "generated" if replaced else self.method.steps
             chosen = {"all": torch.ones_like(generated), "prompt": ~generated, "generated": generated}[steps]
             if not chosen.any():
