@@ -17,9 +17,9 @@ from interp.attribution.probe import Cut, goes_on_to_name
 from interp.evaluate.objects import ObjectParser
 from interp.experiments.attribution import CausalConfig, run_causal
 from interp.experiments.attribution_report import maps_of
-from interp.interventions import EditHeads, head_directions
+from interp.interventions import EditHeads
 from interp.metrics.ranking import spearman
-from interp.models import image_free, load, read
+from interp.models import head_results, image_free, load, read
 
 PROMPT = "Please describe this image in detail."
 
@@ -80,7 +80,7 @@ def test_direct_logits_of_heads_add_up(name, model):
     heads = head_logits(lvlm, inputs, places, ids)
     assert heads.shape == (2, lvlm.n_layers, 1, lvlm.n_heads, 2)
     found = read(lvlm, inputs, ["z", "resid_post"], positions=places)
-    directions = [head_directions(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
+    directions = [head_results(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
     bias = getattr(lvlm.out_proj(0), "bias", None)
     z = found["z"][:, 0, 0].flatten(1)
     whole = lvlm.out_proj(0)(z)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.interventions import head_directions
+from interp.interventions import head_results
 from interp.models import LVLM, Inputs, read
 
 
@@ -45,6 +45,6 @@ def head_logits(
     unembed = model.hf.get_output_embeddings().weight[ids.to(model.device)].float()
     layers = []
     for layer in range(model.n_layers):
-        written = head_directions(model, found["z"][:, layer], layer).float()
+        written = head_results(model, found["z"][:, layer], layer).float()
         layers.append((centre(written) * slope) @ unembed.T.to(written.device))
     return torch.stack([layer.to(model.device) for layer in layers], 1)

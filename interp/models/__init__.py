@@ -7,7 +7,7 @@ from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
 from interp.models.lvlm import LVLM, Generation
-from interp.models.sites import SITES, Head, read, run_with_edits
+from interp.models.sites import SITES, Head, Heads, head_results, read, run_with_edits
 
 __all__ = [
     "FAMILIES",
@@ -22,9 +22,11 @@ __all__ = [
     "Family",
     "Generation",
     "Head",
+    "Heads",
     "Inputs",
     "UnsupportedModelError",
     "diagnose",
+    "head_results",
     "image_free",
     "load",
     "paired",

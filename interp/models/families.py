@@ -28,6 +28,8 @@ class Family:
     """The module whose output is what attention adds to the residual stream."""
     mlp_out: str = "mlp"
     """The module whose output is what the MLP adds to it."""
+    mlp_down: str = "mlp.down_proj"
+    """The MLP's last projection; its input is the MLP's neurons."""
     mlp_norm: str = "post_attention_layernorm"
     """The norm through which the MLP reads the residual stream."""
     norm: str = "norm"
@@ -85,6 +87,7 @@ _IDEFICS: dict[str, Any] = {
 _OPT: dict[str, Any] = {
     "out_proj": "self_attn.out_proj",
     "mlp_out": "fc2",
+    "mlp_down": "fc2",
     "mlp_norm": "final_layer_norm",
     "norm": "final_layer_norm",
 }
@@ -157,6 +160,7 @@ TEXT: tuple[Family, ...] = (
         attention="attn",
         out_proj="attn.c_proj",
         attention_out="attn",
+        mlp_down="mlp.c_proj",
         mlp_norm="ln_2",
         norm="ln_f",
         image_token=None,
@@ -168,6 +172,7 @@ TEXT: tuple[Family, ...] = (
         attention="attention",
         out_proj="attention.dense",
         attention_out="attention",
+        mlp_down="mlp.dense_4h_to_h",
         norm="final_layer_norm",
         image_token=None,
     ),
