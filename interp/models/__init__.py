@@ -2,6 +2,7 @@
 
 from interp.models.doctor import Check, Diagnosis, diagnose
 from interp.models.families import FAMILIES, TEXT, VISION, Family, UnsupportedModelError
+from interp.models.gradients import Graph, differentiable
 from interp.models.image_free import IMAGE_FREE, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
@@ -21,11 +22,13 @@ __all__ = [
     "Diagnosis",
     "Family",
     "Generation",
+    "Graph",
     "Head",
     "Heads",
     "Inputs",
     "UnsupportedModelError",
     "diagnose",
+    "differentiable",
     "head_results",
     "image_free",
     "load",

@@ -42,7 +42,11 @@ ALIASES = {
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
 }
-WHOLE = {"hook_embed": ("resid_pre", 0), "ln_final": ("final_norm", None), "ln_final.hook_normalized": ("final_norm", None)}
+WHOLE = {
+    "hook_embed": ("resid_pre", 0),
+    "ln_final": ("final_norm", None),
+    "ln_final.hook_normalized": ("final_norm", None),
+}
 """TransformerLens' names outside its blocks."""
 
 SiteEdit = Callable[[int, Any], Tensor | None]
@@ -104,6 +108,11 @@ class Site(NamedTuple):
     name: str
     layer: int | None
 
+    @property
+    def in_every_layer(self) -> bool:
+        """Whether values of all layers are meant."""
+        return self.layer is None and self.name not in AT_THE_END
+
     @classmethod
     def parse(cls, name: str) -> "Site":
         """Read `z`, or TransformerLens' `blocks.3.attn.hook_z`; ValueError names what there is."""
@@ -129,8 +138,8 @@ def _places(model: LVLM, edits: Iterable[tuple[str, SiteEdit]]) -> dict[tuple[st
             raise ValueError(f"{name!r}: this model has layers 0 to {model.n_layers - 1}")
         if site.name in IN_KERNEL and model.remote:
             raise ValueError(f"the site {site.name!r} lies inside a kernel, which a remote model does not show")
-        everywhere = [-1] if site.name in AT_THE_END else range(model.n_layers)
-        for layer in everywhere if site.layer is None else [site.layer]:
+        here = [site.layer if site.layer is not None else -1]
+        for layer in range(model.n_layers) if site.in_every_layer else here:
             places.setdefault((site.name, layer), []).append(edit)
     return places
 
@@ -207,8 +216,9 @@ def run_with_edits(
     """Run one forward pass and call each edit with the values at its site, in execution order, to be changed or left.
 
     A value is `[batch, token, d_model]` for residual streams and what is added to them, `[batch, token, head, d_head]`
-    for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, token, head, d_model]` for `result`, `[batch,
-    token, neuron]` for `mlp_post`, `[batch, head, query, key]` for `scores` and `pattern` (computed from queries and keys whatever the backend), an `AttentionCall`, to be read only, for `attention`.
+    for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, token, head, d_model]` for `result`,
+    `[batch, token, neuron]` for `mlp_post`, `[batch, head, query, key]` for `scores` and `pattern` (computed from
+    queries and keys whatever the backend), an `AttentionCall`, to be read only, for `attention`.
     Returns the logits of the last `keep` positions (None: of all).
     """
     return run_pass(model, inputs, edits.items(), keep, {})
@@ -285,7 +295,9 @@ def read(
     edits = [(_call_of(name), partial(keep, name)) for name in names]
     run_pass(model, inputs, edits, None if "logits" in names else 1, found)
     return {
-        name: torch.stack(values, 1) if Site.parse(name).layer is None and Site.parse(name).name not in AT_THE_END else values[0]
+        name: torch.stack(values, 1)
+        if Site.parse(name).layer is None and Site.parse(name).name not in AT_THE_END
+        else values[0]
         for name, values in found.items()
         if values
     }

@@ -86,8 +86,8 @@ def overlay(
 ) -> Overlay:
     """Where heads look at the step that predicts the first token of a word, averaged over them (None: all heads).
 
-    `inputs` is a batch of one; `nth` picks one of several such words.  `without_sinks` leaves out, in each head, the tokens that receive more than `eps` over
-    the whole sequence, and renormalises what is left.
+    `inputs` is a batch of one; `nth` picks one of several such words.  `without_sinks` leaves out, in each head, the
+    tokens that receive more than `eps` over the whole sequence, and renormalises what is left.
     """
     if len(inputs.input_ids) != 1:
         raise ValueError(f"an overlay is drawn for a batch of one, got {len(inputs.input_ids)}")
