@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 INSIDE: dict[str, list[set[str]]] = {
     "interventions": [{"primitives"}, {"methods"}, {"registry"}],
     "models": [
-        {"families", "inputs", "kernels", "answers"},
+        {"families", "inputs", "kernels", "encoding"},
         {"lvlm"},
         {"sites", "image_free", "layout"},
         {"doctor", "gradients"},

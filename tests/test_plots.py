@@ -15,8 +15,6 @@ from PIL import Image
 
 from interp import plots
 from interp.evaluate.bootstrap import Interval
-from interp.plots.names import readable
-from interp.plots.placing import label_points
 from interp.plots.style import NARROW, figure_of
 from interp.plots.sweeps import Curve
 
@@ -67,7 +65,7 @@ def sweep(n: int, label: str, seeds: bool = True, places: Sequence[str] = ("0.01
     curves = [Curve(f"{label} {i}", places, y, low, high) for i in range(n)]
     curves += [Curve("random heads (5 seeds)", places, y, low, high, band=True)] if seeds else []
     measures = ["captions with a hallucination, CHAIR_S (%)", "recall of true objects (%)", "length (words)"]
-    return {m: curves for m in measures}, dict.fromkeys(measures, 46.0)
+    return dict.fromkeys(measures, curves), dict.fromkeys(measures, 46.0)
 
 
 def sparsity(n_layers: int, value: float | None = None):
@@ -76,7 +74,7 @@ def sparsity(n_layers: int, value: float | None = None):
     names = ["prefill queries", "prefill queries, without the first token", "generated queries"]
     names.append("generated queries, without the first token")
     layers = {f"layer {i}": np.clip(y + 0.02 * (i - n_layers / 2), 0, 1) for i in range(n_layers)}
-    return plots.sparsity_curves(fractions, {name: (y, 0.01 * y) for name in names}, layers)
+    return plots.sparsity_curves(fractions, dict.fromkeys(names, (y, 0.01 * y)), layers)
 
 
 def picture(width: int, height: int, where: str):
@@ -109,7 +107,7 @@ def doses(n_series: int, n: int, long: str = ""):
     series = {f"series {i}{long}": [interval(40.0 + i + j) for j in range(n)] for i in range(n_series)}
     controls = {measures[0]: RNG.uniform(30, 60, (5, n))}
     dose = np.array([0.0, *2.0 ** np.arange(n - 1)])
-    return plots.dose_curve(dose, {m: series for m in measures}, "visual tuning (steps)", controls, logarithmic=True)
+    return plots.dose_curve(dose, dict.fromkeys(measures, series), "visual tuning (steps)", controls, logarithmic=True)
 
 
 def matrix(methods: Sequence[str], models: int):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from interp.models.answers import Answer, answer, frame_of
+from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.inputs import Inputs, counted, padded_right, read_pictures
 

@@ -10,7 +10,7 @@ from test_families import PROMPTS, picture
 from zoo import TEXT, VISION, build
 
 from interp.models import load
-from interp.models.answers import answer, frame_of
+from interp.models.encoding import answer, frame_of
 
 CAPTIONS = [
     "A fork and a knife lie on the dining table.",
