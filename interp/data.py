@@ -1,11 +1,11 @@
 """What a study runs on: images with their true objects, from the testbed or from a COCO folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from interp.evaluate.coco import CocoImage, read_coco
 from interp.evaluate.objects import ObjectParser
 from interp.pictures import read_image
+from interp.sources import SOURCES, Item, Source, open_source
 from interp.testbed.draw import draw
 from interp.testbed.score import scene_questions
 from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, scene
@@ -22,7 +23,7 @@ from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, 
 class Sample:
     """An image and the categories in it."""
 
-    image_id: int
+    image_id: int | str
     image: Image.Image
     truth: frozenset[str]
 
@@ -32,10 +33,12 @@ class Data:
     """A data set: sorted image ids, and a function that loads one sample."""
 
     name: str
-    image_ids: tuple[int, ...]
-    load: Callable[[int], Sample]
-    questions: Callable[[int], tuple[tuple[str, bool], ...]] | None = None
+    image_ids: tuple[int | str, ...]
+    load: Callable[[Any], Sample]
+    questions: Callable[[Any], tuple[tuple[str, bool], ...]] | None = None
     """Yes/no questions about an image with their answers, if the data has some."""
+    has_truth: bool = True
+    """Whether what is in the images is known; captions cannot be scored without."""
 
     def chosen(self, path: Path) -> "Data":
         """The images that a file lists: ids one a line, a JSON list, or a manifest with `image_ids`; sorted."""
@@ -57,8 +60,8 @@ class Data:
         """A seeded sample of `limit` images, sorted; all of them if there are fewer or `limit` is None."""
         if limit is None or limit >= len(self.image_ids):
             return self
-        picked = np.random.default_rng(seed).choice(self.image_ids, size=limit, replace=False)
-        return replace(self, image_ids=tuple(sorted(int(i) for i in picked)))
+        picked = np.random.default_rng(seed).choice(len(self.image_ids), size=limit, replace=False)
+        return replace(self, image_ids=tuple(self.image_ids[i] for i in sorted(picked)))
 
 
 def _load_scene(kind: Kind, split: Split, image_id: int) -> Sample:
@@ -74,8 +77,30 @@ def _load_file(images: dict[int, CocoImage], image_id: int) -> Sample:
     return Sample(image_id, read_image(images[image_id].path), images[image_id].truth)
 
 
+def _load_item(items: Mapping[int | str, Item], image_id: int | str) -> Sample:
+    item = items[image_id]
+    return Sample(image_id, read_image(item.picture()), item.truth or frozenset())
+
+
+def _of_items(name: str, source: Source) -> Data:
+    """A user's own pictures, sorted by id."""
+    items = source.items
+    ids = tuple(sorted(items, key=lambda i: (isinstance(i, str), i)))
+    asked = any(item.questions for item in items.values())
+    return Data(
+        name,
+        ids,
+        partial(_load_item, items),
+        (lambda i: items[i].questions) if asked else None,
+        source.has_truth,
+    )
+
+
 def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
-    """Open `testbed:KIND` or `coco:FOLDER`; `split` defaults to `test`, or to the folder's only one."""
+    """Open `testbed:KIND`, `coco:FOLDER`, or what `interp.sources` names.
+
+    `split` defaults to `test`, or to the COCO folder's only one.
+    """
     source, _, place = name.partition(":")
     if source == "testbed" and place in KINDS:
         if split not in (None, *SPLITS):
@@ -84,7 +109,10 @@ def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
         kind = cast(Kind, place)
         ask = partial(_questions, kind, chosen)
         return Data(name, tuple(range(EVALUATION_SCENES)), partial(_load_scene, kind, chosen), ask)
+    if source in SOURCES and place:
+        return _of_items(name, open_source(name, split, parser))
     if source == "coco" and place:
         images = dict(read_coco(Path(place), split, parser))
         return Data(name, tuple(sorted(images)), partial(_load_file, images))
-    raise ValueError(f"unknown data {name!r}; expected {', '.join('testbed:' + kind for kind in KINDS)} or coco:FOLDER")
+    known = [*(f"testbed:{kind}" for kind in KINDS), "coco:FOLDER", *(f"{kind}:..." for kind in SOURCES)]
+    raise ValueError(f"unknown data {name!r}; expected one of {', '.join(known)}")

@@ -1,6 +1,7 @@
 """Pictures of any kind as a model takes them: upright, in 8-bit RGB, or refused with the reason."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ def _grey(values: np.ndarray, white: int, kind: str, mode: str) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file whole, upright and in RGB; ValueError if it cannot be read."""
+def read_image(path: Path | BytesIO) -> Image.Image:
+    """Read an image file, or the bytes of one, whole, upright and in RGB; ValueError if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is not used

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_tokenizers import REAL
 from test_families import PROMPTS, picture
 from zoo import build
 
 from interp import cli
 from interp.attribution.effects import attributed_contributions, exact_contributions
-from interp.attribution.lens import head_logits, word_ids
+from interp.attribution.lens import first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
 from interp.evaluate.objects import ObjectParser
 from interp.experiments.attribution import CausalConfig, run_causal
 from interp.experiments.attribution_report import maps_of
-from interp.interventions import EditHeads, head_directions
+from interp.interventions import EditHeads
 from interp.metrics.ranking import spearman
-from interp.models import image_free, load, read
+from interp.models import head_results, image_free, load, read
 
 PROMPT = "Please describe this image in detail."
 
@@ -80,7 +81,7 @@ def test_direct_logits_of_heads_add_up(name, model):
     heads = head_logits(lvlm, inputs, places, ids)
     assert heads.shape == (2, lvlm.n_layers, 1, lvlm.n_heads, 2)
     found = read(lvlm, inputs, ["z", "resid_post"], positions=places)
-    directions = [head_directions(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
+    directions = [head_results(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
     bias = getattr(lvlm.out_proj(0), "bias", None)
     z = found["z"][:, 0, 0].flatten(1)
     whole = lvlm.out_proj(0)(z)
@@ -98,10 +99,17 @@ def test_direct_logits_of_heads_add_up(name, model):
 
 
 def test_the_first_token_of_a_word(model):
-    words = ["fork", "dining table"]
-    ids = word_ids(model, words)
-    for word, token in zip(words, ids.tolist(), strict=True):
+    found = first_tokens(model, ["fork", "dining table", "dining room"])
+    for word, token in zip(found.words, found.ids.tolist(), strict=True):
         assert word.startswith(model.tokenizer.decode([token]).strip())
+    assert found.shared == [("dining table", "dining room")]
+
+
+def test_words_have_their_own_first_tokens_under_a_normaliser_that_prepends(model, monkeypatch):
+    monkeypatch.setattr(model, "tokenizer", REAL["llama-generic"]())
+    found = first_tokens(model, ["cat", "dog", "pizza", "potted plant", "pot"])
+    assert [model.tokenizer.decode([i]) for i in found.ids.tolist()][:2] == ["cat", "dog"]
+    assert len(found.ids.unique()) > 2, "not the piece for a space"
 
 
 def test_the_probe_goes_on_without_the_image(model, pictures):
@@ -145,6 +153,13 @@ def test_a_run_and_its_going_on(tmp_path, monkeypatch):
         p.name for p in report.out.iterdir()
     }
     assert report.n_words["correct"] > 0
+    parser, model = ObjectParser.coco(), load("testbed")
+    rows = [json.loads(line) for line in (report.out / "words.jsonl").read_text().splitlines()]
+    words = [w for row in rows for w in row["words"]]
+    assert all(w["object"] in w["begins_as"] for w in words), "the testbed writes the categories' own names"
+    assert {g for w in words if len(w["begins_as"]) > 1 for g in [tuple(w["begins_as"])]} <= {
+        tuple(g) for g in first_tokens(model, parser.categories).shared
+    }
     assert "attribution patching against exact silencing" in str(report)
     with np.load(report.out / "heads.npz") as maps:
         assert maps["vhd"].shape == maps["causal"].shape == (8, 8)

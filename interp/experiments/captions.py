@@ -190,6 +190,7 @@ def caption_records(
             "n_tokens": len(tokens),
             "seconds": round(seconds, 4),
             "kv_bytes": generation.cache_bytes // len(samples),
+            "tokens": tokens,
         }
         if chosen:
             record["heads"] = chosen[-1].heads[row].nonzero().tolist()

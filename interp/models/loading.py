@@ -64,11 +64,11 @@ def load(
     """Load a model and prove that interp reads and edits it rightly.
 
     `model` is a bundled model (`testbed`, `testbed-sink`, `testbed-prior`, `testbed-smollm2`), `smollm2`, a folder, a
-    hub id, or a Hugging Face model with its `processor` (a tokenizer for a plain language model).  `device_map`, `quantization_config`,
-    `attn_implementation`, `revision`, `token` and the like go to `from_pretrained`; the model goes to `device` if one
-    is given.  `dtype` is float32 if None; a model object is left as it is, or converted in place if a dtype is given.
-    `check=False` skips the doctor.  `remote=True` takes a hub id served by NDIF: the weights stay there, and only
-    what is read comes back (nnsight's path; not tried out here).
+    hub id, or a Hugging Face model with its `processor` (a tokenizer for a plain language model).  `device_map`,
+    `quantization_config`, `attn_implementation`, `revision`, `token` and the like go to `from_pretrained`; the model
+    goes to `device` if one is given.  `dtype` is float32 if None; a model object is left as it is, or converted in
+    place if a dtype is given.  `check=False` skips the doctor.  `remote=True` takes a hub id served by NDIF: the
+    weights stay there, and only what is read comes back (nnsight's path; not tried out here).
     Raises ValueError if nothing can be loaded, UnsupportedModelError if interp does not know the architecture or the
     doctor finds that something does not fit: weights that the files lack, above all.
     """

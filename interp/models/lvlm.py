@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.inputs import Inputs, counted, padded_right, read_pictures, rendered
 
@@ -237,9 +238,20 @@ class LVLM:
         texts = [self.prompt(p, len(row)) if chat else p for p, row in zip(prompts, rows, strict=True)]
         return self.processed(rows, texts)
 
-    def encode(self, caption: str) -> Int[Tensor, " token"]:
-        """The token ids of a caption, as the continuation of a prompt."""
-        return self.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    def answer(self, text: str, prompt: str | None = None) -> Answer:
+        """The tokens of a text as this model's answer, the way its chat template goes on, and what that leaves open.
+
+        `prompt` is a rendered prompt (`Inputs.texts`), any turn of a user if None.  A prompt that was not rendered by
+        the template is gone on with after a space.
+        """
+        end = self.family.prompt_end
+        frame = frame_of(self.processor, self.family.has_vision, self.family.prompt, end)
+        prompt = f"x{frame.tail}" if prompt is None else prompt + end
+        return answer(self.tokenizer, prompt, frame.lead if prompt.endswith(frame.tail) else " ", text)
+
+    def encode(self, caption: str, prompt: str | None = None) -> Int[Tensor, " token"]:
+        """The token ids of a caption, as this model goes on after a prompt (`answer`)."""
+        return self.answer(caption, prompt).ids
 
     def tokens(self, ids: Int[Tensor, "batch token"]) -> Inputs:
         """A batch of token ids as they are, without padding and without pictures."""

@@ -64,7 +64,7 @@ def head_set(
     n_layers, n_heads = shape
     chosen = _CHOSEN.fullmatch(text)
     if chosen is None:
-        heads = tuple(dict.fromkeys(Head.parse(label) for label in text.split("+") if label))
+        heads = Head.parse_list(text) if text else ()
         wrong = [str(h) for h in heads if h.layer >= n_layers or h.head >= n_heads]
         if wrong:
             raise ValueError(f"this model has layers 0 to {n_layers - 1} with heads 0 to {n_heads - 1}, got {wrong}")
@@ -110,10 +110,9 @@ class EditHeads:
             raise ValueError(f"op is one of {', '.join(OPS)}, got {self.op!r}")
         if self.steps not in STEPS:
             raise ValueError(f"steps is one of {', '.join(STEPS)}, got {self.steps!r}")
-        if _CHOSEN.fullmatch(self.heads) is None:
-            for label in self.heads.split("+"):
-                if label:
-                    Head.parse(label)
+        if not isinstance(self.heads, str) or _CHOSEN.fullmatch(self.heads) is None:
+            listed = Head.parse_list(self.heads) if self.heads else ()  # heads, pairs and labels from Python
+            object.__setattr__(self, "heads", "+".join(map(str, listed)))
         if not 0 <= self.share <= 1:
             raise ValueError(f"share lies between 0 and 1, got {self.share}")
 

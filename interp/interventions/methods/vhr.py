@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.interventions.primitives.head_scaling import head_directions, scaled_heads
+from interp.interventions.primitives.head_scaling import scaled_heads
 from interp.metrics.vhd import head_divergence
-from interp.models import IMAGE_FREE, LVLM, Inputs, paired, read, run_with_edits
+from interp.models import IMAGE_FREE, LVLM, Inputs, head_results, paired, read, run_with_edits
 from interp.trace.divergence import streams
 
 CHOICES = ("vision-aware", "bottom", "random")
@@ -215,7 +215,7 @@ def alignment(model: LVLM, inputs: Inputs, alpha: float = 2.0) -> Float[Tensor, 
     for layer in range(model.n_layers):
         norm = model.part(layer, model.family.mlp_norm)
         stream = (found["resid_pre"][:, layer, 0] + found["attn_out"][:, layer, 0])[:, None]
-        alone = head_directions(model, found["z"][:, layer, 0], layer)
+        alone = head_results(model, found["z"][:, layer, 0], layer)
         both = [norm(stream + (factor - 1) * alone) for factor in (1.0, alpha)]
         cosines.append(torch.stack([torch.cosine_similarity(z, norm(alone), dim=-1).float() for z in both]))
     return torch.stack(cosines, 2)
