@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,8 +16,6 @@ from PIL import Image
 
 from interp import plots
 from interp.evaluate.bootstrap import Interval
-from interp.plots.names import readable
-from interp.plots.placing import label_points
 from interp.plots.style import NARROW, figure_of
 from interp.plots.sweeps import Curve
 
@@ -67,7 +66,7 @@ def sweep(n: int, label: str, seeds: bool = True, places: Sequence[str] = ("0.01
     curves = [Curve(f"{label} {i}", places, y, low, high) for i in range(n)]
     curves += [Curve("random heads (5 seeds)", places, y, low, high, band=True)] if seeds else []
     measures = ["captions with a hallucination, CHAIR_S (%)", "recall of true objects (%)", "length (words)"]
-    return {m: curves for m in measures}, dict.fromkeys(measures, 46.0)
+    return dict.fromkeys(measures, curves), dict.fromkeys(measures, 46.0)
 
 
 def sparsity(n_layers: int, value: float | None = None):
@@ -76,7 +75,7 @@ def sparsity(n_layers: int, value: float | None = None):
     names = ["prefill queries", "prefill queries, without the first token", "generated queries"]
     names.append("generated queries, without the first token")
     layers = {f"layer {i}": np.clip(y + 0.02 * (i - n_layers / 2), 0, 1) for i in range(n_layers)}
-    return plots.sparsity_curves(fractions, {name: (y, 0.01 * y) for name in names}, layers)
+    return plots.sparsity_curves(fractions, dict.fromkeys(names, (y, 0.01 * y)), layers)
 
 
 def picture(width: int, height: int, where: str):
@@ -101,7 +100,9 @@ def lens(layers: int, positions: int, long: bool = False):
 
 def roc(n: int):
     truth = RNG.uniform(size=80) < 0.3
-    return plots.roc_curve({f"score number {i}, T-VHD of the word": truth + RNG.standard_normal(80) for i in range(n)}, truth)
+    return plots.roc_curve(
+        {f"score number {i}, T-VHD of the word": truth + RNG.standard_normal(80) for i in range(n)}, truth
+    )
 
 
 def doses(n_series: int, n: int, long: str = ""):
@@ -109,12 +110,14 @@ def doses(n_series: int, n: int, long: str = ""):
     series = {f"series {i}{long}": [interval(40.0 + i + j) for j in range(n)] for i in range(n_series)}
     controls = {measures[0]: RNG.uniform(30, 60, (5, n))}
     dose = np.array([0.0, *2.0 ** np.arange(n - 1)])
-    return plots.dose_curve(dose, {m: series for m in measures}, "visual tuning (steps)", controls, logarithmic=True)
+    return plots.dose_curve(dose, dict.fromkeys(measures, series), "visual tuning (steps)", controls, logarithmic=True)
 
 
 def matrix(methods: Sequence[str], models: int):
     causes = {f"testbed-number-{i}": "habit, follows the text" for i in range(models)}
-    cells = {m: {name: interval(RNG.uniform(-30, 30), 8) for name in list(causes)[: 1 + i]} for i, m in enumerate(methods)}
+    cells = {
+        m: {name: interval(RNG.uniform(-30, 30), 8) for name in list(causes)[: 1 + i]} for i, m in enumerate(methods)
+    }
     return plots.method_matrix(cells, "CHAIR_S minus greedy (percentage points)", causes)
 
 
@@ -122,7 +125,8 @@ def controls(names: Sequence[str], measures: int):
     labels = ["CHAIR_S (%)", "CHAIR_I (%)", "recall (%)", "POPE accuracy (%)", "log p of a token (nats)"][:measures]
     shown = [*names, "zero random seed=0", "zero random seed=1"]
     return plots.against_controls(
-        {label: {n: interval(50) if "%" in label else interval(-0.3, 0.01) for n in shown} for label in labels}, shown[-2:]
+        {label: {n: interval(50) if "%" in label else interval(-0.3, 0.01) for n in shown} for label in labels},
+        shown[-2:],
     )
 
 
@@ -139,10 +143,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "heads nan": lambda: plots.head_heatmap(heads(8, 8, np.nan), "VHD", "VHD"),
     "heads some nan": lambda: plots.head_heatmap(holed(heads(30, 9) - 50), LONG_LABEL, LONG, signed=True),
     "heads huge": lambda: plots.head_heatmap(1e6 * heads(8, 8), "VHD", "VHD"),
-    "patching": lambda: plots.patching_heatmap(heads(8, 9) - 50, ["<s>", " A", " fork", " and"] * 2 + ["."], "nats", "Patching"),
-    "patching long": lambda: plots.patching_heatmap(holed(heads(32, 120)) - 50, ["averyveryverylongtoken"] * 120, LONG_LABEL, LONG),
+    "patching": lambda: plots.patching_heatmap(
+        heads(8, 9) - 50, ["<s>", " A", " fork", " and"] * 2 + ["."], "nats", "Patching"
+    ),
+    "patching long": lambda: plots.patching_heatmap(
+        holed(heads(32, 120)) - 50, ["averyveryverylongtoken"] * 120, LONG_LABEL, LONG
+    ),
     "patching one": lambda: plots.patching_heatmap(heads(1, 1, 0.0), [" "], LONG_LABEL, LONG),
-    "predicted": lambda: plots.predicted_against(RNG.normal(size=500), RNG.normal(size=500), "attribution patching (nats)", "silencing the head (nats)"),
+    "predicted": lambda: plots.predicted_against(
+        RNG.normal(size=500), RNG.normal(size=500), "attribution patching (nats)", "silencing the head (nats)"
+    ),
     "predicted one": lambda: plots.predicted_against(np.zeros(1), np.zeros(1), LONG_LABEL, LONG_LABEL),
     "predicted nan": lambda: plots.predicted_against(np.full(3, np.nan), np.zeros(3), "a (nats)", "b (nats)"),
     "sparsity": lambda: sparsity(8),
@@ -157,8 +167,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "overlay zero, tall": lambda: picture(60, 150, "zero"),
     "overlay wide": lambda: picture(300, 60, "peak"),
     "overlay nan": lambda: picture(96, 96, "nan"),
-    "bars": lambda: plots.bars([f"' word{i}' (word, any place)" for i in range(12)], list(RNG.uniform(0, 8, 12)), "attention received (%)", "tokens that are sinks, or come nearest", limits=plots.SHARE),
-    "bars full": lambda: plots.bars(["'<s>' (special, 0)", "b"], [99.5, 0.0], "attention received (%)", LONG, limits=plots.SHARE),
+    "bars": lambda: plots.bars(
+        [f"' word{i}' (word, any place)" for i in range(12)],
+        list(RNG.uniform(0, 8, 12)),
+        "attention received (%)",
+        "tokens that are sinks, or come nearest",
+        limits=plots.SHARE,
+    ),
+    "bars full": lambda: plots.bars(
+        ["'<s>' (special, 0)", "b"], [99.5, 0.0], "attention received (%)", LONG, limits=plots.SHARE
+    ),
     "bars nan and long": lambda: plots.bars(["a label " * 12, "b", "c"], [np.nan, -1.0, 2.0], LONG_LABEL, LONG),
     "bars zero": lambda: plots.bars(["a"], [0.0], "share (%)", "one"),
     "histogram": lambda: plots.t_vhd_histogram(words(782, 109), "object words"),
@@ -177,10 +195,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "scatter of 4": lambda: plots.chair_against(rates(MAIN[:4]), "recall", "recall of true objects (%)"),
     "scatter of 28": lambda: plots.chair_against(rates(MAIN + VARIANTS), "recall", "recall of true objects (%)"),
     "scatter of 28, speed": lambda: plots.chair_against(rates(MAIN + VARIANTS), "tokens_per_s", "tokens per second"),
-    "scatter of 28, clustered": lambda: plots.chair_against(rates(MAIN + VARIANTS, clustered=True), "recall", "recall (%)"),
-    "scatter of 28 without a base": lambda: plots.chair_against(rates(["greedy", *VARIANTS, *(f"mypackage.methods:Mine:alpha={i}" for i in range(15))]), "recall", "recall (%)"),
+    "scatter of 28, clustered": lambda: plots.chair_against(
+        rates(MAIN + VARIANTS, clustered=True), "recall", "recall (%)"
+    ),
+    "scatter of 28 without a base": lambda: plots.chair_against(
+        rates(["greedy", *VARIANTS, *(f"mypackage.methods:Mine:alpha={i}" for i in range(15))]), "recall", "recall (%)"
+    ),
     "scatter of one": lambda: plots.chair_against(rates(["greedy"], clustered=True), "recall", "recall (%)"),
-    "scatter nan": lambda: plots.chair_against({"greedy": dict.fromkeys(("recall", "chair_s"), interval(np.nan))}, "recall", "recall (%)"),
+    "scatter nan": lambda: plots.chair_against(
+        {"greedy": dict.fromkeys(("recall", "chair_s"), interval(np.nan))}, "recall", "recall (%)"
+    ),
     "operating": lambda: plots.operating_curve(*CURVE, rates(MAIN[:6])),
     "operating 28": lambda: plots.operating_curve(*CURVE, rates(MAIN + VARIANTS)),
     "operating nan": lambda: plots.operating_curve(np.full(3, np.nan), np.zeros(3), rates(["greedy"])),
@@ -191,8 +215,12 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "matrix 28": lambda: matrix(MAIN + VARIANTS, 4),
     "matrix one": lambda: matrix(["vhr"], 1),
     "sweep": lambda: plots.sweep_curves(*sweep(4, "top heads by VHD,"), "share", "heads silenced"),
-    "sweep 28": lambda: plots.sweep_curves(*sweep(28, "VASparse, scope all, alpha 0, beta 0, dropped discard, score probs"), "keep"),
-    "sweep words": lambda: plots.sweep_curves(*sweep(2, "VHR", places=["evict", "never", "a very long setting of it"]), "when_"),
+    "sweep 28": lambda: plots.sweep_curves(
+        *sweep(28, "VASparse, scope all, alpha 0, beta 0, dropped discard, score probs"), "keep"
+    ),
+    "sweep words": lambda: plots.sweep_curves(
+        *sweep(2, "VHR", places=["evict", "never", "a very long setting of it"]), "when_"
+    ),
     "sweep one": lambda: plots.sweep_curves(*sweep(1, "VHR", seeds=False, places=["1"]), "alpha"),
     "doses": lambda: doses(2, 6),
     "doses many": lambda: doses(12, 12, " with a name that takes much of the width of a figure"),
@@ -238,7 +266,9 @@ def complaints(ax: Axes | Sequence[Axes]) -> list[str]:
             wrong.append(f"cut by the canvas: {text!r}")
         if size < 6.5:
             wrong.append(f"{size} points are too small: {text!r}")
-    wrong += [f"{a!r} and {b!r} overlap" for (a, x, _), (b, y, _) in itertools.combinations(seen, 2) if overlapping(x, y)]
+    wrong += [
+        f"{a!r} and {b!r} overlap" for (a, x, _), (b, y, _) in itertools.combinations(seen, 2) if overlapping(x, y)
+    ]
     if figure.get_size_inches()[0] > 2 * NARROW or figure.get_size_inches()[1] > 14:
         wrong.append(f"the canvas is too large for a README: {figure.get_size_inches()} inches")
     return wrong
@@ -270,6 +300,8 @@ def test_the_check_sees_what_it_looks_for():
 
 
 def test_every_figure_function_is_rendered():
-    names = [n for n in plots.__all__ if callable(getattr(plots, n)) and n not in ("Curve", "limits_of", "save", "redraw")]
-    source = open(__file__, encoding="utf-8").read()
+    names = [
+        n for n in plots.__all__ if callable(getattr(plots, n)) and n not in ("Curve", "limits_of", "save", "redraw")
+    ]
+    source = Path(__file__).read_text(encoding="utf-8")
     assert all(f"plots.{name}(" in source for name in names)

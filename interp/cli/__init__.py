@@ -9,6 +9,7 @@ import tyro
 from transformers.utils import logging
 
 from interp.bench import BenchAttention
+from interp.cli.figures import Figures
 from interp.cli.looking import Doctor, Heads, Overlay, Sinks
 from interp.cli.running import Ablate, Attention, Causal, Methods, Study, Sweep
 from interp.cli.scoring import Amber, Chair, Opope, Pope
@@ -31,6 +32,7 @@ def _app() -> Any:
     app.command(Attention, name="attention")
     app.command(Sinks, name="sinks")
     app.command(Overlay, name="overlay")
+    app.command(Figures, name="figures")
     app.command(Doctor, name="doctor")
     bench: Any = tyro.extras.SubcommandApp()
     bench.command(BenchAttention, name="attention")

@@ -1,5 +1,6 @@
 """Methods against each other: trade-offs with their Pareto front, an operating curve, controls, method by organism."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from interp.plots.style import (
     new_axes,
     panels,
     share_limits,
+    shorten,
     styled,
     wrap,
 )
@@ -56,7 +58,7 @@ def _scatter(ax: Axes, methods: Mapping[str, Rates], x: str, y: str, *, low_x_is
     named = [i for i, name in enumerate(names) if i in front or not is_variant(name, names)]
     for i, name in enumerate(names):
         colour = "black" if name == "greedy" else CORRECT if i in front else HALLUCINATED if i in named else "0.7"
-        style = {"color": colour, "marker": "o", "markersize": 4 if i in named else 3, "elinewidth": 0.8}
+        style = {"color": colour, "marker": "o", "markersize": 4 if i in named else 3, "elinewidth": 0.6}
         v = methods[name]
         ax.errorbar(*at[i], xerr=_ends(v[x]), yerr=_ends(v[y]), zorder=3 if i in named else 2, **style)
     rest = [at[i] for i in range(len(names)) if i not in named]
@@ -125,8 +127,8 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
 
     Measures whose label says % are drawn from 0 to 100.
     """
-    most = max(sum(name not in controls for name in values) for values in measures.values())
-    figure, axes = panels(len(measures), 2.6 + 0.1 * most)
+    longest = max(len(shorten(readable(name), 32)) for values in measures.values() for name in values)
+    figure, axes = panels(len(measures), 2.5 + 0.065 * longest)
     for ax, (label, values) in zip(axes, measures.items(), strict=True):
         shown = {name: v for name, v in values.items() if name not in controls}
         for x, (name, v) in enumerate(shown.items()):
@@ -137,7 +139,7 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
             ax.axhspan(min(random), max(random), color="grey", alpha=0.25, linewidth=0)
             ax.axhline(float(np.mean(random)), color="grey", linestyle="--", linewidth=1)
         ax.set(ylabel=label, xlim=(-0.6, len(shown) - 0.4))
-        ax.set_xticks(range(len(shown)), [readable(name) for name in shown], rotation=90, fontsize=8)
+        ax.set_xticks(range(len(shown)), [shorten(readable(name), 32) for name in shown], rotation=90, fontsize=8)
         if "%" in label:
             ax.set_ylim(SHARE)
     if controls:
@@ -164,20 +166,21 @@ def method_matrix(
     found = [[differences[name].get(model) for model in models] for name in names]
     values = np.array([[np.nan if v is None else v.value for v in row] for row in found])
     ax = new_axes(ax, 1.3 + 0.36 * max(len(names), 2), WIDE if len(models) > 1 else 5.0)
-    heat_map(values, label, ax, signed=True, limits=limits, annotated=False)
+    heat_map(values, "", ax, signed=True, limits=limits, annotated=False, bar=False)
     most = (limits or limits_of(values, signed=True))[1]
     for (row, column), value in np.ndenumerate(values):
         v = found[row][column]
         if v is not None and np.isfinite(value):
-            text = f"{v.value:+.1f} [{v.low:.1f}, {v.high:.1f}]"
+            text = f"{v.value:+.1f}\n[{v.low:.1f}, {v.high:.1f}]"
             colour = "white" if abs(value) > 0.6 * most else "black"
             weight = "bold" if v.low > 0 or v.high < 0 else "normal"
-            size = 8 if len(models) <= 4 else 6.5
-            style = {"color": colour, "weight": weight, "fontsize": size, "ha": "center", "va": "center"}
+            style = {"color": colour, "weight": weight, "fontsize": 7, "ha": "center", "va": "center"}
             ax.text(column + 0.5, row + 0.5, text, **style)
-    ax.set_xticks(np.arange(len(models)) + 0.5, [f"{m}\n{causes[m]}".strip() for m in models])
-    ax.set_yticks(np.arange(len(names)) + 0.5, [readable(name) for name in names], fontsize=8)
+    columns = [[textwrap.fill(text, max(8, 70 // len(models))) for text in (m, causes[m])] for m in models]
+    ax.set_xticks(np.arange(len(models)) + 0.5, ["\n".join(lines).strip() for lines in columns], fontsize=8)
+    ax.set_yticks(np.arange(len(names)) + 0.5, [shorten(readable(name), 34) for name in names], fontsize=8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
+    ax.set_xlabel(f"{label}; bold where the 95 % interval leaves out 0")
     finish(ax)
     return ax

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 RINGS = np.arange(5, 400, 5)
-ANGLES = np.deg2rad([0, 180, 45, 135, 315, 225, 90, 270, 22, 158, 338, 202, 67, 113, 293, 247])
+ANGLES = np.deg2rad([45, 135, 315, 225, 67, 113, 293, 247, 90, 270, 22, 158, 338, 202, 0, 180])
 
 
 def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
