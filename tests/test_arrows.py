@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
     "interventions": [{"primitives"}, {"methods"}, {"registry"}],
+    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [{"families", "inputs", "kernels"}, {"lvlm"}, {"sites", "image_free", "layout"}, {"doctor"}, {"loading"}],
 }
 """Floors inside a package, the lowest first: a module imports from its own floor and those below."""

@@ -96,10 +96,11 @@ def bars(
     ax.barh(range(len(order)), shown, color=CORRECT)
     ax.set_yticks(range(len(order)), [lines[i] for i in order], fontsize=8)
     ax.invert_yaxis()
-    low, high = (min(0.0, *shown, 0.0), max(*shown, 0.0, 0.0) or 1.0) if limits is None else limits
+    low, high = (min(0.0, *shown), max(0.0, *shown) or 1.0) if limits is None else limits
     ax.set(xlim=(low, high + (0.16 if limits is None else 0.0) * (high - low)), xlabel=label, title=title)
+    digits = ".1f" if max(map(abs, shown)) >= 10 else ".2f"
     for place, i in enumerate(order):
-        text = f"{values[i]:.3g}" if np.isfinite(values[i]) else "no value"
+        text = format(values[i], digits) if np.isfinite(values[i]) else "no value"
         inside = shown[place] > low + 0.8 * (high - low) and limits is not None
         style = {"color": "white" if inside else "black", "ha": "right" if inside else "left"}
         at = (max(shown[place], low), place)

@@ -38,7 +38,7 @@ def _ends(v: Interval) -> list[list[float]]:
     return [[max(v.value - v.low, 0)], [max(v.high - v.value, 0)]]
 
 
-def _front(points: Sequence[tuple[float, float]]) -> list[int]:
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """The points than which none is both further right and lower, from left to right."""
     kept: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
@@ -53,11 +53,11 @@ def _scatter(ax: Axes, methods: Mapping[str, Rates], x: str, y: str, *, low_x_is
     names = list(methods)
     at = [(methods[name][x].value, methods[name][y].value) for name in names]
     turned = [(-v, -w) for v, w in at] if low_x_is_good else at
-    front = _front(turned)
-    ax.plot(*zip(*(at[i] for i in front), strict=True), color="0.55", linewidth=0.9, zorder=1) if front else None
-    named = [i for i, name in enumerate(names) if i in front or not is_variant(name, names)]
+    best = front(turned)
+    ax.plot(*zip(*(at[i] for i in best), strict=True), color="0.55", linewidth=0.9, zorder=1) if best else None
+    named = [i for i, name in enumerate(names) if i in best or not is_variant(name, names)]
     for i, name in enumerate(names):
-        colour = "black" if name == "greedy" else CORRECT if i in front else HALLUCINATED if i in named else "0.7"
+        colour = "black" if name == "greedy" else CORRECT if i in best else HALLUCINATED if i in named else "0.7"
         style = {"color": colour, "marker": "o", "markersize": 4 if i in named else 3, "elinewidth": 0.6}
         v = methods[name]
         ax.errorbar(*at[i], xerr=_ends(v[x]), yerr=_ends(v[y]), zorder=3 if i in named else 2, **style)
@@ -127,7 +127,8 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
 
     Measures whose label says % are drawn from 0 to 100.
     """
-    longest = max(len(shorten(readable(name), 32)) for values in measures.values() for name in values)
+    lines = {n: textwrap.fill(shorten(readable(n), 44), 22) for values in measures.values() for n in values}
+    longest = max(len(line) for text in lines.values() for line in text.split("\n"))
     figure, axes = panels(len(measures), 2.5 + 0.065 * longest)
     for ax, (label, values) in zip(axes, measures.items(), strict=True):
         shown = {name: v for name, v in values.items() if name not in controls}
@@ -139,7 +140,7 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
             ax.axhspan(min(random), max(random), color="grey", alpha=0.25, linewidth=0)
             ax.axhline(float(np.mean(random)), color="grey", linestyle="--", linewidth=1)
         ax.set(ylabel=label, xlim=(-0.6, len(shown) - 0.4))
-        ax.set_xticks(range(len(shown)), [shorten(readable(name), 32) for name in shown], rotation=90, fontsize=8)
+        ax.set_xticks(range(len(shown)), [lines[name] for name in shown], rotation=90, fontsize=8)
         if "%" in label:
             ax.set_ylim(SHARE)
     if controls:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from interp.evaluate.bootstrap import Interval
-from interp.plots.attention import bars, sparsity_curves
+from interp.plots.attention import bars
 from interp.plots.heads import head_heatmap, predicted_against
 from interp.plots.methods import against_controls, chair_against
 from interp.plots.names import readable, setting, settings_of
@@ -82,7 +82,7 @@ def draw_study(out: Path) -> None:
             save(chair_against(rates, column, label), out / file)
 
 
-def _curves(rows: list[dict[str, str]], along: str, shared: dict[str, str], column: str) -> list[Curve]:
+def curves_of(rows: list[dict[str, str]], along: str, shared: dict[str, str], column: str) -> list[Curve]:
     """One curve for each method and setting of the other parameters; several seeds make one with a band."""
     groups: dict[str, dict[str, list[dict[str, str]]]] = {}
     for row in rows:
@@ -113,7 +113,7 @@ def draw_sweep(out: Path) -> None:
     swept = [settings_of(row["name"]) for row in rows if along in settings_of(row["name"])]
     fixed = [{(k, v) for k, v in own.items() if k not in ("method", "heads", "by", along)} for own in swept]
     shared = dict(set.intersection(*fixed)) if fixed else {}
-    measures = {label: _curves(rows, along, shared, column) for column, label in SWEPT.items()}
+    measures = {label: curves_of(rows, along, shared, column) for column, label in SWEPT.items()}
     title = ", ".join(setting(k, v) for k, v in shared.items())
     lines = {label: float(baseline[column]) for column, label in SWEPT.items()}
     save(sweep_curves(measures, lines, along, title), out / "sweep.png")
