@@ -98,7 +98,7 @@ def bars(
     ax.invert_yaxis()
     low, high = (min(0.0, *shown), max(0.0, *shown) or 1.0) if limits is None else limits
     ax.set(xlim=(low, high + (0.16 if limits is None else 0.0) * (high - low)), xlabel=label, title=title)
-    digits = ".1f" if max(map(abs, shown)) >= 10 else ".2f"
+    digits = ".1f" if max(map(abs, shown), default=0) >= 10 else ".2f"
     for place, i in enumerate(order):
         text = format(values[i], digits) if np.isfinite(values[i]) else "no value"
         inside = shown[place] > low + 0.8 * (high - low) and limits is not None

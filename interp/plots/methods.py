@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -47,14 +48,15 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept[::-1]
 
 
-def _scatter(ax: Axes, methods: Mapping[str, Rates], x: str, y: str, *, low_x_is_good: bool = False) -> None:
+def _scatter(ax: Axes, methods: Mapping[str, Rates], x: str, y: str) -> None:
     """Methods as labelled points with intervals, variants grey, the Pareto front through the best; limits are set."""
     methods = {n: v for n, v in methods.items() if np.isfinite([v[x].value, v[y].value]).all()}
     names = list(methods)
     at = [(methods[name][x].value, methods[name][y].value) for name in names]
-    turned = [(-v, -w) for v, w in at] if low_x_is_good else at
-    best = front(turned)
-    ax.plot(*zip(*(at[i] for i in best), strict=True), color="0.55", linewidth=0.9, zorder=1) if best else None
+    best = front(at)
+    style: dict[str, Any] = {"color": "0.55", "linewidth": 0.9, "zorder": 1, "drawstyle": "steps-pre"}
+    if best:
+        ax.plot(*zip(*(at[i] for i in best), strict=True), **style)
     named = [i for i, name in enumerate(names) if i in best or not is_variant(name, names)]
     for i, name in enumerate(names):
         colour = "black" if name == "greedy" else CORRECT if i in best else HALLUCINATED if i in named else "0.7"
