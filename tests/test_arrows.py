@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
     "interventions": [{"primitives"}, {"methods"}, {"registry"}],
+    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
         {"families", "inputs", "kernels", "encoding"},
         {"lvlm"},

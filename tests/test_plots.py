@@ -1,7 +1,10 @@
 """Every figure function with realistic and extreme data: no text is cut by the canvas, over another, or too small."""
 
+import csv
 import itertools
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,7 +17,11 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from interp import plots
+from interp.cli.figures import Figures
 from interp.evaluate.bootstrap import Interval
+from interp.plots.methods import front, is_variant
+from interp.plots.names import readable
+from interp.plots.redraw import curves_of
 from interp.plots.style import NARROW, figure_of
 from interp.plots.sweeps import Curve
 
@@ -302,5 +309,91 @@ def test_every_figure_function_is_rendered():
     names = [
         n for n in plots.__all__ if callable(getattr(plots, n)) and n not in ("Curve", "limits_of", "save", "redraw")
     ]
-    source = open(__file__, encoding="utf-8").read()
+    source = Path(__file__).read_text(encoding="utf-8")
     assert all(f"plots.{name}(" in source for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("greedy", "greedy"),
+        ("vasparse:lambda_=0:when=evict", "VASparse, lambda 0, when evict"),
+        ("edit:heads=top:by=image_mass:op=zero", "top heads by attention to the image, silenced"),
+        ("edit:heads=random:share=0.1", "random heads, share 0.1"),
+        ("zero top10% by vhd", "top10% heads by VHD, silenced"),
+        ("mine:strength=2", "mine, strength 2"),
+    ],
+)
+def test_names_are_words(name, shown):
+    assert readable(name) == shown
+
+
+def test_a_variant_is_grey_only_beside_its_base():
+    assert is_variant("vhr:alpha=1", ["greedy", "vhr", "vhr:alpha=1"])
+    assert not is_variant("vhr:alpha=1", ["greedy", "vhr:alpha=1"])
+    assert not is_variant("vhr", ["greedy", "vhr"])
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [(90.0, 50.0), (95.0, 60.0), (85.0, 55.0), (95.0, 70.0), (80.0, 20.0)]
+    assert front(points) == [4, 0, 1]  # by hand: 2 is beaten by 0, 3 by 1
+
+
+def test_zero_is_pale_and_percentages_have_one_scale():
+    for fill in (0.0, 40.0):
+        mesh = plots.head_heatmap(heads(2, 2, fill), "% of images", "", limits=plots.SHARE).collections[0]
+        assert mesh.get_clim() == (0.0, 100.0)
+        assert fill or min(mesh.to_rgba(np.ravel(mesh.get_array()))[0][:3]) > 0.75
+    assert plots.limits_of(np.zeros(3), signed=True) == (-1.0, 1.0)
+    assert plots.limits_of(np.array([1.0, np.nan]), np.array([-3.0]), signed=True) == (-3.0, 3.0)
+
+
+def test_an_overlay_glows_only_where_attention_falls():
+    def opacity(heat: np.ndarray) -> np.ndarray:
+        drawn = plots.overlay(Image.new("RGB", (8, 8), "white"), heat, "").images[1]
+        return drawn.to_rgba(heat * heat.size)[..., 3]
+
+    assert opacity(np.full((8, 8), 0.001 / 64)).max() < 0.02  # a thousandth of the attention
+    peak = np.zeros((8, 8))
+    peak[0, 0] = 0.9
+    assert opacity(peak)[0, 0] > 0.9
+    assert opacity(peak)[1:].max() == 0
+
+
+def test_bars_are_sorted_by_what_they_show():
+    ax = plots.bars(["low", "none", "high"], [1.0, np.nan, 2.0], "share (%)", "")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["high", "low", "none"]
+    assert ax.texts[-1].get_text() == "no value"
+
+
+def test_a_roc_curve_of_equal_scores_is_the_diagonal_and_takes_both_classes():
+    truth = np.array([True, False, True, False])
+    line = plots.roc_curve({"constant": np.zeros(4)}, truth).lines[1]
+    np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [100, 100]])
+    line = plots.roc_curve({"score": np.array([3.0, 1.0, 2.0, 2.5])}, truth).lines[1]
+    np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [0, 50], [50, 50], [50, 100], [100, 100]])
+    with pytest.raises(ValueError, match="both classes"):
+        plots.roc_curve({"score": np.zeros(2)}, np.array([True, True]))
+    with pytest.raises(ValueError, match="not finite"):
+        plots.roc_curve({"score": np.array([np.nan, 1.0, 0.0, 0.0])}, truth)
+
+
+def test_figures_are_drawn_again_from_saved_numbers(tmp_path, capsys):
+    with pytest.raises(ValueError, match="holds no run with figures"):
+        plots.redraw(tmp_path)
+    np.savez(tmp_path / "sink_chat.npz", first_is_sink_percent=heads(2, 2, 0.0))
+    (tmp_path / "sinks.json").write_text(json.dumps({"settings": {"eps": 0.3}}))
+    header = (
+        "name,method,alpha,chair_s,chair_s_low,chair_s_high,recall,recall_low,recall_high,length,length_low,length_high"
+    )
+    rows = [f"vhr:alpha={a},vhr,{a},40,30,50,90,80,95,30,29,31" for a in (1, 2)]
+    rows += [f"random-heads:seed={s}:alpha=2,random-heads,2,{40 + s},30,50,90,80,95,30,29,31" for s in (0, 1)]
+    (tmp_path / "sweep.csv").write_text("\n".join([header, "greedy,greedy,,46,40,50,97,96,98,45,44,46", *rows]) + "\n")
+    Figures((str(tmp_path),))()
+    assert [Path(line).name for line in capsys.readouterr().out.split()] == ["sink_chat.png", "sweep.png"]
+    curves = curves_of(list(csv.DictReader([header, *rows])), "alpha", {}, "chair_s")
+    assert [(c.label, c.x, c.y, c.band) for c in curves] == [
+        ("VHR", ["1", "2"], [40.0, 40.0], False),
+        ("random heads (2 seeds)", ["2"], [40.5], True),
+    ]
+    assert (curves[1].low, curves[1].high) == ([40.0], [41.0])

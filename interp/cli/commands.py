@@ -54,6 +54,16 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp attention --model testbed-sink --limit 50 --out runs/attention-sink",
             ),
         ),
+        "detect": Command(
+            "interp.cli.inspecting:Detect",
+            "Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position.",
+            ("interp detect runs/DIR", "interp detect runs/DIR --out figures/detector"),
+        ),
+        "figures": Command(
+            "interp.cli.figures:Figures",
+            "Draw the figures of a run again from the numbers saved in its folder.",
+            ("interp figures figures/causal", "interp figures runs/*"),
+        ),
     },
     "one model, one picture": {
         "doctor": Command(
@@ -81,6 +91,22 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "interp.cli.looking:Sinks",
             "How often the first token of a text is an attention sink, and what it looks like inside.",
             ("interp sinks --model testbed-sink", "interp sinks --inputs natural,repeated --n 8 --out runs/sinks"),
+        ),
+        "lens": Command(
+            "interp.cli.inspecting:Lens",
+            "What each layer would say at each token of a caption, or at each place of the picture.",
+            (
+                "interp lens --image photo.jpg --over image --words categories",
+                "interp lens --run runs/DIR --image-id 7 --out lens",
+            ),
+        ),
+        "patch": Command(
+            "interp.cli.inspecting:Patch",
+            "Put heads, layers or positions of a run on one picture into a run on another.",
+            (
+                "interp patch --image without.png --source with.png --prompt 'Is there a knife in the image?'",
+                "interp patch --image photo.png --image-free blank --site resid_post --over position --out patching",
+            ),
         ),
         "methods": Command(
             "interp.cli.running:Methods",

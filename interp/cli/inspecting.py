@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,6 @@ from interp.views.lens import look_through
 @dataclass(frozen=True, kw_only=True)
 class Lens(OnePicture):
     """What each layer would say at each token of a caption, or at each place of the picture (logit lens)."""
-
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp lens --image photo.jpg --over image --words categories",
-        "interp lens --run runs/DIR --image-id 7 --out lens",
-    )
 
     caption: str | None = None
     """The caption; the model's own if None."""
@@ -70,11 +65,6 @@ class Lens(OnePicture):
 @dataclass(frozen=True, kw_only=True)
 class Patch(Loading):
     """Put heads, layers or positions of a run on one picture into a run on another: how much comes over."""
-
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp patch --image without.png --source with.png --prompt 'Is there a knife in the image?'",
-        "interp patch --image photo.png --image-free blank --site resid_post --over position --out patching",
-    )
 
     image: str
     """Picture file of the run that is patched."""
@@ -144,11 +134,6 @@ class Patch(Loading):
 @dataclass(frozen=True, kw_only=True)
 class Detect:
     """Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position and probability."""
-
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp detect runs/DIR",
-        "interp detect runs/DIR --out figures/detector",
-    )
 
     run: tyro.conf.Positional[str]
     """Folder of a finished interp study: its captions, labels and model are taken."""

@@ -244,6 +244,4 @@ def _write(ablation: Ablation, ranking: str) -> None:
         "versus_greedy": plain(ablation.versus_greedy),
     }
     (ablation.out / "ablation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    columns = {c: label for c, label in MEASURES.items() if c in ablation.values[ablation.edit]}
-    panels = {label: {n: row[c] for n, row in ablation.values.items() if c in row} for c, label in columns.items()}
-    plots.save(plots.against_controls(panels, ablation.controls), ablation.out / "ablation.png")
+    plots.draw_ablation(ablation.out)

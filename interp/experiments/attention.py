@@ -298,19 +298,9 @@ def write_survey(survey: Survey) -> None:
     }
     (out / "attention.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     layers = {f"layer {i}": np.nanmean(row, 0) for i, row in enumerate(sums.mean("recall")[:, :, 1])}
-    plots.save(
-        plots.sparsity_curves(FRACTIONS, curves, layers),
-        out / "sparsity.png",
-        fractions=FRACTIONS,
-        **{label: mean for label, (mean, _) in curves.items()},
-        **layers,
-    )
-    sink, mass = 100 * sums.mean("first_is_sink"), 100 * sums.mean("image_mass")[:, :, KINDS.index("generated")]
-    title = f"first token receives more than {survey.config.eps}"
-    plots.save(plots.head_heatmap(sink, "% of images", title), out / "sink.png", first_is_sink_percent=sink)
-    title = "attention of generated tokens to the image"
-    plots.save(plots.head_heatmap(mass, "% of the mass", title), out / "image_mass.png", image_mass_percent=mass)
-    labels = [f"{t.text!r} ({t.kind}, {'any place' if t.position is None else t.position})" for t in survey.tokens]
-    received = [t.received for t in survey.tokens]
-    ax = plots.bars(labels, received, "mean attention received", "tokens that are sinks, or come nearest")
-    plots.save(ax, out / "top_tokens.png", tokens=labels, received=received)
+    means = {label: mean for label, (mean, _) in curves.items()}
+    np.savez(out / "sparsity.npz", allow_pickle=False, fractions=FRACTIONS, **means, **layers)
+    np.savez(out / "sink.npz", allow_pickle=False, first_is_sink_percent=100 * sums.mean("first_is_sink"))
+    mass = 100 * sums.mean("image_mass")[:, :, KINDS.index("generated")]
+    np.savez(out / "image_mass.npz", allow_pickle=False, image_mass_percent=mass)
+    plots.draw_attention(out)

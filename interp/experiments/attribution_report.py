@@ -182,20 +182,8 @@ def write_report(rows: Sequence[_Row], out: Path, seed: int = 0) -> CausalReport
     )
     np.savez(out / "heads.npz", allow_pickle=False, **{name: m.astype(np.float32) for name, m in maps.items()})
     (out / "causal.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-    titles = {
-        "push_hallucinated": "what heads do for hallucinated words",
-        "push_correct": "what heads do for correct words",
-        "causal": "correct minus hallucinated",
-        "direct_hallucinated": "written directly for hallucinated words",
-        "direct_correct": "written directly for correct words",
-    }
-    for name, title in titles.items():
-        label = "logit above the other objects'" if name.startswith("direct") else "contribution to log p (nats)"
-        if not np.isnan(maps[name]).any():
-            plots.save(plots.head_heatmap(maps[name], label, title, signed=True), out / f"{name}.png")
     if exact:
-        predicted = np.array([np.array(w["patched"])[0] for w in words]).ravel()
-        truth = np.array([np.array(w["exact"])[0] for w in words]).ravel()
-        ax = plots.predicted_against(predicted, truth, "attribution patching (nats)", "silencing the head (nats)")
-        plots.save(ax, out / "patching.png")
+        every = {k: np.array([np.array(w[k])[0] for w in words]).ravel() for k in ("patched", "exact")}
+        np.savez(out / "patching.npz", allow_pickle=False, predicted=every["patched"], exact=every["exact"])
+    plots.draw_causal(out)
     return report

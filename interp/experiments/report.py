@@ -1,7 +1,6 @@
 """From a study's caption records to its word records, its summary, its table and its figures."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from interp.experiments.records import Records
 from interp.metrics.ranking import auroc, stratified_auroc
 
 POSITION_STRATA = 10
-MANY = 40
-"""With more methods than this a figure of all of them shows nothing."""
 _Row = dict[str, Any]
 
 
@@ -301,15 +298,13 @@ def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top
     maps = np.array([r["vhd"] for r in order["greedy"] if "vhd" in r])
     if len(maps):
         np.save(out / "vhd.npy", maps)
-        title = "VHD at the first step, mean over images"
-        plots.save(plots.head_heatmap(maps.mean(0), "VHD", title), out / "vhd.png")
-        for name, chosen in summary.heads.items():
-            title = f"heads that {name} chose"
-            file = re.sub(r"[^\w.=-]+", "-", f"heads-{name}")
-            plots.save(plots.head_heatmap(chosen.frequency, "% of images", title), out / f"{file}.png")
-    plots.save(plots.t_vhd_histograms(traced, spans, top_k), out / "t_vhd.png")
-    if len(methods) <= MANY:
-        against = {"recall": "recall of true objects (%)", "tokens_per_s": "tokens per second"}
-        for (column, label), file in zip(against.items(), ("chair_recall.png", "chair_speed.png"), strict=True):
-            plots.save(plots.chair_against(summary.methods, column, label), out / file)
+        np.savez(out / "vhd.npz", allow_pickle=False, vhd=maps.mean(0))
+    looked_into = {
+        "words": [w["t_vhd"] for w in traced],
+        "words_hallucinated": [w["hallucinated"] for w in traced],
+        "sentences": [s["t_vhd"] for s in spans],
+        "sentences_hallucinated": [s["hallucinated"] for s in spans],
+    }
+    np.savez(out / "t_vhd.npz", allow_pickle=False, top_k=top_k, **looked_into)
+    plots.draw_study(out)
     return summary

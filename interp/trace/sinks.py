@@ -176,9 +176,8 @@ class SinksReport:
         summary = {"settings": vars(self.config), "rows": [vars(row) for row in self.rows]}
         (out / "sinks.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         for kind, share in self.heads.items():
-            title = f"{kind} text: first token receives more than {self.config.eps}"
-            ax = plots.head_heatmap(share, "% of sequences", title)
-            plots.save(ax, out / f"sink_{kind}.png", first_is_sink_percent=share)
+            np.savez(out / f"sink_{kind}.npz", allow_pickle=False, first_is_sink_percent=share)
+        plots.draw_sinks(out)
 
 
 def measure_sinks(model: LVLM, config: SinksConfig) -> SinksReport:
