@@ -28,8 +28,16 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"primitives"}, {"methods"}, {"registry"}],
-    "models": [{"families", "inputs", "kernels"}, {"lvlm"}, {"sites", "image_free", "layout"}, {"doctor"}, {"loading"}],
+    "interventions": [{"base"}, {"primitives"}, {"methods"}, {"registry"}],
+    "models": [
+        {"compat", "families", "inputs"},
+        {"kernels", "generation"},
+        {"steering"},
+        {"lvlm"},
+        {"sites", "image_free", "layout"},
+        {"doctor"},
+        {"loading"},
+    ],
 }
 """Floors inside a package, the lowest first: a module imports from its own floor and those below."""
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -2,17 +2,27 @@
 
 from interp.models.doctor import Check, Diagnosis, diagnose
 from interp.models.families import FAMILIES, TEXT, VISION, Family, UnsupportedModelError
+from interp.models.generation import (
+    GenerateOptions,
+    Generation,
+    HeadSelection,
+    NonFiniteLogitsError,
+    Sampled,
+    Searched,
+)
 from interp.models.image_free import IMAGE_FREE, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
-from interp.models.lvlm import LVLM, Generation
+from interp.models.lvlm import LVLM
 from interp.models.sites import SITES, Head, read, run_with_edits
+from interp.models.steering import PASSES, Pass, Steered
 
 __all__ = [
     "FAMILIES",
     "IMAGE_FREE",
     "LVLM",
+    "PASSES",
     "SITES",
     "TEXT",
     "VISION",
@@ -20,9 +30,16 @@ __all__ = [
     "Check",
     "Diagnosis",
     "Family",
+    "GenerateOptions",
     "Generation",
     "Head",
+    "HeadSelection",
     "Inputs",
+    "NonFiniteLogitsError",
+    "Pass",
+    "Sampled",
+    "Searched",
+    "Steered",
     "UnsupportedModelError",
     "diagnose",
     "image_free",

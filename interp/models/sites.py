@@ -163,6 +163,7 @@ def _run(
     one, family, root = _Pass(model, inputs, edits), model.family, model.traced
     stream, heads = (model.d_model,), (model.n_heads, model.d_head)
     with (
+        model.in_use(),
         watched(model.decoder_configs, one.watches) if one.watches else nullcontext(),
         torch.no_grad(),
         root.trace(**inputs.kwargs(), use_cache=False, logits_to_keep=keep or 0, **model.trace_options),
