@@ -43,10 +43,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"primitives"}, {"methods"}, {"registry"}],
+    "interventions": [{"base"}, {"primitives"}, {"methods"}, {"registry"}],
     "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
-        {"families", "inputs", "kernels", "encoding"},
+        {"compat", "families", "inputs", "encoding", "smollm2"},
+        {"kernels", "generation"},
+        {"steering"},
         {"lvlm"},
         {"sites", "image_free", "layout"},
         {"doctor", "gradients"},

@@ -16,7 +16,7 @@ from interp.experiments.attention import Accumulator, SurveyConfig, kind_of, run
 from interp.metrics import attention as metrics
 from interp.metrics.attention import FRACTIONS, RECALLS, sparsity
 from interp.models import LVLM, AttentionCall, Head, Inputs, load, read
-from interp.models.kernels import attention_backend
+from interp.models.compat import attention_backend
 from interp.models.layout import Piece
 from interp.testbed.draw import draw
 from interp.testbed.world import CELL, scene

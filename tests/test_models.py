@@ -105,7 +105,7 @@ def test_weights_on_disk_change_nothing(model, pictures, tmp_path):
     assert torch.equal(vhd(split, theirs), vhd(model, inputs))
     with VHR()(model) as here, VHR()(split) as there:
         assert split.generate(theirs, max_new_tokens=8).texts == model.generate(inputs, max_new_tokens=8).texts
-    assert torch.equal(here[0].heads, there[0].heads)
+    assert torch.equal(here.heads[0].heads, there.heads[0].heads)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -137,7 +137,7 @@ def _log_p(model: LVLM, inputs: Any, captions: Sequence[Tensor], edit: EditHeads
     if edit is None:
         logits = run()
     else:
-        with edit.editing(model, inputs):
+        with edit.steer(model, inputs):
             logits = run()
     ids, written = whole.input_ids[:, -longest:, None], whole.attention_mask[:, -longest:].bool()
     log_p = logits.float().log_softmax(-1).gather(-1, ids.to(logits.device))[..., 0].masked_fill(~written, 0)

@@ -18,6 +18,7 @@ import torch
 from interp.attribution.effects import attributed_contributions, exact_contributions
 from interp.attribution.lens import FirstTokens, first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
+from interp.attribution.proposition1 import alignment
 from interp.data import Sample, open_data
 from interp.evaluate.alignment import token_ends, tokens_of
 from interp.evaluate.chair import score_caption
@@ -25,7 +26,6 @@ from interp.evaluate.objects import ObjectParser
 from interp.experiments.attribution_report import CausalReport, write_report
 from interp.experiments.engine import Run, Shard, in_order
 from interp.experiments.records import Manifest, device_name
-from interp.interventions import alignment
 from interp.metrics.attention import KINDS
 from interp.models import LVLM, Inputs, load, read
 from interp.trace.attention import attention_statistics

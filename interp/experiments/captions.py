@@ -113,7 +113,7 @@ def manifest_of(config: StudyConfig, model: LVLM, data: Data, top_k: int, method
         batch_size=config.batch_size,
         dtype=config.dtype,
         device=device_name(model.device),
-        attention=model.hf.config.get_text_config()._attn_implementation,
+        attention=model.backend,
     )
 
 
@@ -171,7 +171,7 @@ def caption_records(
     inputs = model.inputs([s.image for s in samples], config.prompt)
     model.synchronize()
     start = time.perf_counter()
-    with (method or Greedy())(model) as chosen:
+    with (method or Greedy())(model) as steered:
         generation = model.generate(inputs, max_new_tokens=config.max_new_tokens)
     model.synchronize()
     seconds = (time.perf_counter() - start) / len(samples)
@@ -192,8 +192,8 @@ def caption_records(
             "kv_bytes": generation.cache_bytes // len(samples),
             "tokens": tokens,
         }
-        if chosen:
-            record["heads"] = chosen[-1].heads[row].nonzero().tolist()
+        if steered.heads:
+            record["heads"] = steered.heads[-1].heads[row].nonzero().tolist()
         if trace is not None:
             record |= _looked_into(trace, text, ends, top_k)
         records.append(record)
@@ -232,8 +232,7 @@ def _run(config: StudyConfig, more: Mapping[str, Method]) -> Summary | None:
         raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")
     methods = config.parsed_methods | dict(more)
     for method in methods.values():
-        with method(model):  # settings that do not fit the model are refused before anything is written
-            pass
+        method.check(model)  # settings that do not fit the model are refused before anything is written
     manifest = manifest_of(config, model, data, top_k, methods)
     slug = f"{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
     out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"

@@ -5,8 +5,7 @@ token, after whatever a method does to the logits.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from interp.experiments.engine import Run, Shard, in_order
 from interp.experiments.records import Manifest, Records, device_name
 from interp.experiments.report import aligned, cell
 from interp.interventions import Method
-from interp.models import LVLM, Inputs
+from interp.models import LVLM
 from interp.pictures import read_image
 
 
@@ -81,14 +80,14 @@ def _questions(config: PopeConfig) -> tuple[dict[int | str, Question], Any]:
 
 
 class _FirstLogits(LogitsProcessor):
-    """Keeps the scores of the first step, as all methods have left them."""
+    """Keeps the scores of the first step of each prompt, as all methods have left them."""
 
-    def __init__(self) -> None:
-        self.scores: Tensor | None = None
+    def __init__(self, n_prompt: int) -> None:
+        self.n_prompt, self.found = n_prompt, list[Tensor]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.scores is None:
-            self.scores = scores
+        if input_ids.shape[1] == self.n_prompt:
+            self.found.append(scores)
         return scores
 
 
@@ -100,16 +99,12 @@ def _first_tokens(model: LVLM) -> tuple[list[int], list[int]]:
 def _answers(model: LVLM, samples: Sequence[Asked], method: Any, config: PopeConfig) -> list[dict[str, Any]]:
     """One record a question."""
     inputs = model.inputs([s.image for s in samples], [s.question.text for s in samples])
-    first = _FirstLogits()
-
-    @contextmanager
-    def capture(_: LVLM, __: Inputs) -> Iterator[dict[str, Any]]:
-        yield {"logits_processor": [first]}
-
-    with method(model), model.steered(capture):  # opened last, so that it sees what methods made of the logits
-        texts = model.generate(inputs, max_new_tokens=1 if config.from_logits else 8).texts
-    assert first.scores is not None
-    scores = first.scores[:: len(first.scores) // len(samples)].float()
+    first = _FirstLogits(inputs.input_ids.shape[1])
+    with method(model):
+        limit = 1 if config.from_logits else 8
+        texts = model.generate(inputs, max_new_tokens=limit, logits_processor=[first]).texts
+    found = torch.cat(first.found)
+    scores = found[:: len(found) // len(samples)].float()
     return [
         asdict(s.question) | {"answer": text, "yes": p if p is None else round(p, 6)}
         for s, text, p in zip(samples, texts, _shares(model, scores, config), strict=True)
@@ -206,8 +201,7 @@ def run_pope(config: PopeConfig, more: Mapping[str, Method] | None = None) -> Po
         _first_tokens(model)  # refused before anything is written
     methods = config.parsed_methods | dict(more or {})
     for method in methods.values():
-        with method(model):
-            pass
+        method.check(model)
     settings = {k: v for k, v in vars(config).items() if k not in ("out", "device", "workers", "device_map", "prompt")}
     manifest = Manifest.of(
         **settings,

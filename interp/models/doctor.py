@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from interp.models import compat
 from interp.models.families import UnsupportedModelError
 from interp.models.image_free import image_free
 from interp.models.inputs import Inputs
-from interp.models.kernels import AttentionCall, attention_backend
+from interp.models.kernels import AttentionCall
 from interp.models.lvlm import LVLM
 from interp.models.sites import run_with_edits
 
@@ -180,10 +181,10 @@ def _inside(model: LVLM, inputs: Inputs, tolerance: float) -> Iterator[Check]:
     yield Check("silencing a head changes the logits", changed > 0, f"by {changed:.1e}")
     other = "eager" if model.backend != "eager" else "sdpa"
     name = f"{model.backend} and {other} agree"
-    if not (model.hf._supports_sdpa or model.backend == other):
+    if not (compat.offers_sdpa(model.hf) or model.backend == other):
         yield Check(name, None, f"{type(model.hf).__name__} does not offer sdpa")
         return
-    with torch.no_grad(), attention_backend(model.decoder_configs, other):
+    with torch.no_grad(), compat.attention_backend(model.decoder_configs, other):
         off = _difference(model.hf(**inputs.kwargs(), use_cache=False).logits, plain, inputs.attention_mask.bool())
     yield Check(name, off < tolerance, f"logits off by {off:.1e} on {model.device}")
 
