@@ -1,67 +1,55 @@
 """Commands that look into one model."""
 
-import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from interp import plots
+from interp.cli.options import TESTBED, Unchecked, UncheckedModel, checked, flat
 from interp.cli.testbed import at_least_one
 from interp.data import read_image
-from interp.models import LVLM, Head, diagnose, load
-from interp.trace.sinks import SinksConfig, measure_sinks
+from interp.experiments.config import ModelConfig
+from interp.experiments.setup import open_model
+from interp.experiments.sinks import SinksConfig, run_sinks
+from interp.models import LVLM, Head, diagnose
 from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a model is loaded, for the commands that take one."""
-
-    model: str = "testbed"
-    """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-    device: str | None = None
-    """cpu, cuda, ...; where transformers puts the model if None."""
-    dtype: str = "float32"
-    """Type of the weights: float32, bfloat16, float16 or auto."""
-    device_map: str | None = None
-    """auto spreads a model too large for one device."""
-    attn_implementation: str | None = None
-    """sdpa, eager, flash_attention_2, ...; the model's own default if None."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    trust_remote_code: bool = False
-    """Whether to run code that comes with a hub model."""
-
-    def load(self, **more: Any) -> LVLM:
-        """Load it."""
-        named = ("device_map", "attn_implementation", "revision")
-        options = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
-        remote_code = {"trust_remote_code": self.trust_remote_code}
-        return load(self.model, dtype=self.dtype, device=self.device, **remote_code, **options, **more)
-
-
-@dataclass(frozen=True)
-class Doctor(Loading):
-    """Check whether interp reads and edits a model rightly; exit code 1 if not."""
+class _Named(UncheckedModel):
+    """Which model, and how it is loaded."""
 
     model: tyro.conf.Positional[str] = "testbed"
     """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
 
-    def __call__(self) -> None:
+
+def _loaded(options: UncheckedModel, **more: Any) -> LVLM:
+    return open_model(ModelConfig(**vars(options)), **more)
+
+
+@flat
+@dataclass(frozen=True)
+class Doctor:
+    """Check whether interp reads and edits a model rightly; exit code 1 if not."""
+
+    model: _Named = _Named()
+
+    def __call__(self) -> int:
         """Print every check."""
-        diagnosis = diagnose(self.load(check=False))
+        diagnosis = diagnose(_loaded(self.model, check=False))
         print(diagnosis)
-        if not diagnosis.healthy:
-            sys.exit(1)
+        return 0 if diagnosis.healthy else 1
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
-class Heads(Loading):
+class Heads:
     """Rank the heads of a model by how far one picture moves them (VHD); with --caption, T-VHD of each token."""
 
+    model: UncheckedModel = TESTBED
     image: str
     """Picture file."""
     prompt: str = "Please describe this image in detail."
@@ -83,19 +71,21 @@ class Heads(Loading):
         """Look."""
         at_least_one(top=self.top, top_k=self.top_k, max_new_tokens=self.max_new_tokens)
         picture = read_image(Path(self.image))
-        config = HeadsConfig(self.model, self.image, self.prompt, self.twin, self.top, self.top_k)
+        config = HeadsConfig(self.model.model, self.image, self.prompt, self.twin, self.top, self.top_k)
         caption = None if self.caption is None else " ".join(self.caption)
-        report = look(self.load(), picture, config, caption, self.max_new_tokens)
+        report = look(_loaded(self.model), picture, config, caption, self.max_new_tokens)
         print(report)
         if self.out is not None:
             report.write(Path(self.out))
             print(f"written: {self.out}")
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
-class Overlay(Loading):
+class Overlay:
     """Draw where heads look on a picture at the step that writes a word of the caption."""
 
+    model: UncheckedModel = TESTBED
     image: str
     """Picture file."""
     token: str
@@ -117,7 +107,7 @@ class Overlay(Loading):
         """Draw."""
         at_least_one(max_new_tokens=self.max_new_tokens)
         heads = None if self.heads is None else [Head.parse(label) for label in self.heads.split(",")]
-        picture, model = read_image(Path(self.image)), self.load()
+        picture, model = read_image(Path(self.image)), _loaded(self.model)
         inputs = model.inputs([picture], self.prompt)
         caption = model.encode(self.caption) if self.caption else model.generate(inputs, self.max_new_tokens).tokens[0]
         seen = overlay(model, inputs, caption, self.token, heads, without_sinks=self.without_sinks)
@@ -127,21 +117,16 @@ class Overlay(Loading):
         print(f"{title}\nwritten: {self.out}")
 
 
+@flat
 @dataclass(frozen=True)
-class Sinks(SinksConfig, Loading):
+class Sinks(Unchecked, SinksConfig):
     """How often the first token of a text is an attention sink, by kind of input, and what it looks like inside."""
 
-    model: str = "testbed"
-    """A bundled model (testbed, testbed-sink), a folder, or a hub id; vision-language models run without a picture."""
-
-    def __post_init__(self) -> None:
-        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+    model: UncheckedModel = TESTBED
 
     def __call__(self) -> None:
         """Measure and print the table."""
-        config = SinksConfig(**{field.name: getattr(self, field.name) for field in fields(SinksConfig)})
-        report = measure_sinks(self.load(), config)
-        print(report)
-        if self.out is not None:
-            report.write(Path(self.out))
-            print(f"written: {self.out}")
+        config = checked(self, SinksConfig)
+        print(run_sinks(config))
+        if config.out is not None:
+            print(f"written: {config.out}")
