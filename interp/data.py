@@ -1,4 +1,4 @@
-"""What an experiment runs on: images with their true objects and questions, from the testbed or from files."""
+"""What an experiment runs on: images with their true objects and questions, from the testbed, COCO or other files."""
 
 import json
 import re
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from interp.evaluate.coco import CocoImage, find_split, read_coco
 from interp.evaluate.files import Question, read_questions
 from interp.evaluate.objects import ObjectParser
+from interp.pictures import read_image
+from interp.sources import SOURCES, Item, Source, open_source
 from interp.testbed.draw import draw
 from interp.testbed.score import scene_questions
 from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, scene
@@ -42,6 +44,8 @@ class Data:
     """Yes/no questions about images, if the data has some."""
     files: Mapping[str, Path] = field(default_factory=dict)
     """The files that say what is in the data, by a name that does not depend on where they lie."""
+    has_truth: bool = True
+    """Whether what is in the images is known; captions cannot be scored without."""
 
     def selected(self, limit: int | None, seed: int, ids: str | None = None) -> "Data":
         """The images of an experiment: those that the file `ids` lists, else a seeded sample of `limit`."""
@@ -59,7 +63,7 @@ class Data:
         twice = sorted({i for i in listed if listed.count(i) > 1}, key=str) if len(set(listed)) < len(listed) else []
         if twice:
             raise ValueError(f"{path}: the image {twice[0]} is listed twice; list each image once")
-        return replace(self, image_ids=tuple(sorted(listed)))  # pyright: ignore[reportArgumentType]
+        return replace(self, image_ids=tuple(i for i in self.image_ids if i in set(listed)))
 
     def _named(self, entry: ImageId, path: Path) -> ImageId:
         """The id of an entry of a file of ids."""
@@ -123,15 +127,6 @@ def _scene_questions(kind: Kind, split: Split, image_ids: Sequence[ImageId]) -> 
     )
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file whole, in RGB; ValueError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise ValueError(f"cannot read the image {path}; replace the file: {error}") from error
-
-
 def _load_file(images: dict[int, CocoImage], image_id: ImageId) -> Sample:
     found = images[int(image_id)]
     return Sample(image_id, read_image(found.path), found.truth)
@@ -141,8 +136,33 @@ def _load_named(folder: Path, image_id: ImageId) -> Sample:
     return Sample(image_id, read_image(folder / str(image_id)), frozenset())
 
 
+def _load_item(items: Mapping[ImageId, Item], image_id: ImageId) -> Sample:
+    item = items[image_id]
+    return Sample(image_id, read_image(item.picture()), item.truth or frozenset())
+
+
+def _item_questions(items: Mapping[ImageId, Item], image_ids: Sequence[ImageId]) -> tuple[Question, ...]:
+    return tuple(
+        Question(f"{i}-{k}", str(i), text, label)
+        for i in image_ids
+        for k, (text, label) in enumerate(items[i].questions)
+    )
+
+
+def _of_items(name: str, source: Source) -> Data:
+    """A user's own pictures, sorted by id."""
+    items = source.items
+    ids = tuple(sorted(items, key=lambda i: (isinstance(i, str), i)))
+    asked = any(item.questions for item in items.values())
+    questions = partial(_item_questions, items) if asked else None
+    return Data(name, ids, partial(_load_item, items), questions, source.files, source.has_truth)
+
+
 def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
-    """Open `testbed:KIND` or `coco:FOLDER`; `split` defaults to `test`, or to the folder's only one."""
+    """Open `testbed:KIND`, `coco:FOLDER`, or what `interp.sources` names.
+
+    `split` defaults to `test`, or to the COCO folder's only one.
+    """
     source, _, place = name.partition(":")
     if source == "testbed" and place in KINDS:
         if split not in (None, *SPLITS):
@@ -151,13 +171,16 @@ def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
         kind = cast(Kind, place)
         ask = partial(_scene_questions, kind, chosen)
         return Data(name, tuple(range(EVALUATION_SCENES)), partial(_load_scene, kind, chosen), ask)
+    if source in SOURCES and place:
+        return _of_items(name, open_source(name, split, parser))
     if source == "coco" and place:
         folder = Path(place)
         images = dict(read_coco(folder, split, parser))
         names = (f"{kind}_{find_split(folder, split)}.json" for kind in ("instances", "captions"))
         files = {name: path for name in names if (path := folder / "annotations" / name).exists()}
         return Data(name, tuple(sorted(images)), partial(_load_file, images), files=files)
-    raise ValueError(f"unknown data {name!r}; expected {', '.join('testbed:' + kind for kind in KINDS)} or coco:FOLDER")
+    known = [*(f"testbed:{kind}" for kind in KINDS), "coco:FOLDER", *(f"{kind}:..." for kind in SOURCES)]
+    raise ValueError(f"unknown data {name!r}; expected one of {', '.join(known)}")
 
 
 def open_questions(questions: Path, images: Path) -> Data:

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 import torch
 from configured import configured
+from real_tokenizers import REAL
 from test_families import PROMPTS, picture
 from zoo import build
 
 from interp import cli
 from interp.attribution.effects import attributed_contributions, exact_contributions
-from interp.attribution.lens import head_logits, word_ids
+from interp.attribution.lens import first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
 from interp.evaluate.objects import ObjectParser
 from interp.experiments.attribution import CausalConfig, run_causal
 from interp.experiments.attribution_report import maps_of
 from interp.experiments.records import EffectRecord, HeadsRecord
-from interp.interventions import EditHeads, head_directions
+from interp.interventions import EditHeads
 from interp.metrics.ranking import spearman
-from interp.models import load, read, twin
+from interp.models import head_results, image_free, load, read
 
 PROMPT = "Please describe this image in detail."
 
@@ -40,7 +41,7 @@ def test_exact_contributions_are_those_of_silenced_heads(name, model):
     found = exact_contributions(lvlm, inputs, captions)
     assert found.shape == (2, 2, 5, lvlm.n_layers, lvlm.n_heads)
     with torch.no_grad():
-        for stream, prompts in enumerate((inputs, twin(lvlm, inputs))):
+        for stream, prompts in enumerate((inputs, image_free(lvlm, inputs))):
             whole = prompts.extended(captions)
             plain = log_p(lvlm, whole, captions[1], 1)
             with EditHeads(heads="L1H2", op="zero").editing(lvlm, prompts):
@@ -82,7 +83,7 @@ def test_direct_logits_of_heads_add_up(name, model):
     heads = head_logits(lvlm, inputs, places, ids)
     assert heads.shape == (2, lvlm.n_layers, 1, lvlm.n_heads, 2)
     found = read(lvlm, inputs, ["z", "resid_post"], positions=places)
-    directions = [head_directions(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
+    directions = [head_results(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
     bias = getattr(lvlm.out_proj(0), "bias", None)
     z = found["z"][:, 0, 0].flatten(1)
     whole = lvlm.out_proj(0)(z)
@@ -100,10 +101,17 @@ def test_direct_logits_of_heads_add_up(name, model):
 
 
 def test_the_first_token_of_a_word(model):
-    words = ["fork", "dining table"]
-    ids = word_ids(model, words)
-    for word, token in zip(words, ids.tolist(), strict=True):
+    found = first_tokens(model, ["fork", "dining table", "dining room"])
+    for word, token in zip(found.words, found.ids.tolist(), strict=True):
         assert word.startswith(model.tokenizer.decode([token]).strip())
+    assert found.shared == [("dining table", "dining room")]
+
+
+def test_words_have_their_own_first_tokens_under_a_normaliser_that_prepends(model, monkeypatch):
+    monkeypatch.setattr(model, "tokenizer", REAL["llama-generic"]())
+    found = first_tokens(model, ["cat", "dog", "pizza", "potted plant", "pot"])
+    assert [model.tokenizer.decode([i]) for i in found.ids.tolist()][:2] == ["cat", "dog"]
+    assert len(found.ids.unique()) > 2, "not the piece for a space"
 
 
 def test_the_probe_goes_on_without_the_image(model, pictures):
@@ -114,7 +122,7 @@ def test_the_probe_goes_on_without_the_image(model, pictures):
     cuts = [Cut(p, t[:1], c) for p, t, c in zip(pictures[:2], texts.tokens, first, strict=True)]
     nothing = [Cut(c.image, c.prefix, "toothbrush") for c in cuts]
     assert goes_on_to_name(model, nothing, PROMPT, parser) == [False, False]
-    without = twin(model, inputs).extended([c.prefix for c in cuts])
+    without = image_free(model, inputs).extended([c.prefix for c in cuts])
     blind = [parser.mentions(t) for t in model.generate(without, max_new_tokens=12).texts]
     expected = [bool(m) and m[0].category == c for m, c in zip(blind, first, strict=True)]
     assert goes_on_to_name(model, cuts, PROMPT, parser) == expected
@@ -123,7 +131,7 @@ def test_the_probe_goes_on_without_the_image(model, pictures):
 def word(push: float, wrong: bool) -> EffectRecord:
     flat = [[push, 0.0], [0.0, 0.0]]
     exact, zero = [flat, [[0.5, 0.0], [0.0, 0.0]]], [[0.0] * 2] * 2
-    return EffectRecord("fork", wrong, 0, wrong, patched=exact, direct=zero, writes_it=zero, exact=exact)
+    return EffectRecord("fork", wrong, 0, wrong, ("fork",), patched=exact, direct=zero, writes_it=zero, exact=exact)
 
 
 def heads_record(*words: EffectRecord) -> HeadsRecord:
@@ -152,6 +160,13 @@ def test_a_run_and_its_going_on(tmp_path, monkeypatch):
         p.name for p in report.out.iterdir()
     }
     assert report.n_words["correct"] > 0
+    parser, model = ObjectParser.coco(), load("testbed")
+    rows = [json.loads(line) for line in (report.out / "words.jsonl").read_text().splitlines()]
+    words = [w for row in rows for w in row["words"]]
+    assert all(w["object"] in w["begins_as"] for w in words), "the testbed writes the categories' own names"
+    assert {g for w in words if len(w["begins_as"]) > 1 for g in [tuple(w["begins_as"])]} <= {
+        tuple(g) for g in first_tokens(model, parser.categories).shared
+    }
     assert "attribution patching against exact silencing" in str(report)
     with np.load(report.out / "heads.npz") as maps:
         assert maps["vhd"].shape == maps["causal"].shape == (8, 8)
@@ -211,7 +226,7 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
     ask[ask.index(ranking)] = ranking = str(tmp_path / "heads.npz")
     cli.main(["ablate", *few, *ask, "--out", str(moved)])
     assert (moved / "likelihood.jsonl").read_text() == before, "nothing is computed twice"
-    more = ["--methods", "greedy,beams:num_beams=2", "--controls", "0", "--pope-limit", "0", "--op", "twin"]
+    more = ["--methods", "greedy,beams:num_beams=2", "--controls", "0", "--pope-limit", "0", "--op", "image_free"]
     cli.main(["ablate", *few, "--heads", "L0H1", "--ranking", ranking, *more, "--out", str(tmp_path / "beside")])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("beams")][:1]
     assert row.rstrip().endswith("-"), "a method that is no edit has no log-likelihood"

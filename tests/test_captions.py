@@ -169,7 +169,7 @@ def test_methods_are_read_with_their_parameters():
     assert parse_method("greedy") == Greedy()
     assert parse_method("vhr:alpha=1.5:layers=1+2") == VHR(alpha=1.5, layers=(1, 2))
     assert parse_method("random-heads:seed=3") == VHR(choice="random", seed=3)
-    assert parse_method("vhr:reinforce_twin=false") == VHR(reinforce_twin=False)
+    assert parse_method("vhr:reinforce_image_free=false") == VHR(reinforce_image_free=False)
 
 
 @pytest.mark.parametrize(

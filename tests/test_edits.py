@@ -10,7 +10,7 @@ from zoo import build
 
 from interp.interventions import EditHeads, parse_method
 from interp.interventions.methods.edits import head_set
-from interp.models import LVLM, Head, Inputs, load, read, run_with_edits, twin
+from interp.models import LVLM, Head, Inputs, image_free, load, read, run_with_edits
 
 HEADS = "L0H1+L2H3+L2H0"
 SHAPE = (8, 8)
@@ -30,8 +30,8 @@ def by_trace(model: LVLM, inputs: Inputs, edit: EditHeads) -> torch.Tensor:
     """The logits of the next token, edited in a trace."""
     chosen = edit.chosen(model)
     other: Any = None
-    if edit.op in ("twin", "resample"):
-        source = twin(model, inputs) if edit.op == "twin" else None
+    if edit.op in ("image_free", "resample"):
+        source = image_free(model, inputs) if edit.op == "image_free" else None
         if source is None:
             source = model.processed(inputs.pictures[1:] + inputs.pictures[:1], inputs.texts)
         other = read(model, source, "z")["z"][:, :, -1]
@@ -54,7 +54,7 @@ def by_trace(model: LVLM, inputs: Inputs, edit: EditHeads) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("steps", ["all", "prompt", "generated"])
-@pytest.mark.parametrize("op", ["scale", "zero", "mean", "twin", "resample"])
+@pytest.mark.parametrize("op", ["scale", "zero", "mean", "image_free", "resample"])
 def test_native_edits_equal_traced_ones(op, steps, model, inputs, ranking):
     edit = EditHeads(heads=HEADS, op=op, steps=steps, ranking=ranking)
     expected = by_trace(model, inputs, edit)
@@ -68,7 +68,7 @@ def test_native_edits_equal_traced_ones(op, steps, model, inputs, ranking):
     assert [t[:1].tolist() for t in found.tokens] == [[i] for i in expected.argmax(-1).tolist()]
 
 
-@pytest.mark.parametrize("op", ["scale", "zero", "twin", "resample"])
+@pytest.mark.parametrize("op", ["scale", "zero", "image_free", "resample"])
 @pytest.mark.parametrize("name", ["testbed", "qwen2.5-vl", "gemma3"])
 def test_step_by_step_equals_at_once(op, name, model):
     """What is generated with an edit is what the edited model finds most probable, teacher-forced in one piece."""
@@ -145,7 +145,7 @@ def test_edits_that_do_not_fit_the_model_are_refused(model, inputs, ranking, tmp
     with EditHeads(heads=HEADS, op="resample")(model), pytest.raises(ValueError, match="at least two rows"):
         model.generate(one, max_new_tokens=2)
     blip = load(*build("blip-2"))
-    with EditHeads(heads="L0H1", op="twin")(blip), pytest.raises(ValueError, match="cannot follow what a blip-2"):
+    with EditHeads(heads="L0H1", op="image_free")(blip), pytest.raises(ValueError, match="cannot follow what a blip-2"):
         blip.generate(blip.inputs([picture(0)], "What?"), max_new_tokens=2)
-    with EditHeads(heads=HEADS, op="twin")(model), pytest.raises(ValueError, match="cannot follow beams"):
+    with EditHeads(heads=HEADS, op="image_free")(model), pytest.raises(ValueError, match="cannot follow beams"):
         model.generate(inputs, num_beams=2, max_new_tokens=3)

@@ -14,7 +14,7 @@ from zoo import TEXT, VISION, build
 
 from interp.interventions import VHR
 from interp.metrics.vhd import head_divergence
-from interp.models import FAMILIES, LVLM, TWINS, Inputs, diagnose, load, read, twin
+from interp.models import FAMILIES, IMAGE_FREE, LVLM, Inputs, diagnose, image_free, load, read
 from interp.models.kernels import attention_backend
 from interp.models.layout import layout
 from interp.trace.divergence import token_vhd, vhd
@@ -92,28 +92,28 @@ def test_probabilities_equal_the_eager_backend(lvlm, batch):
 
 
 def test_rows_of_a_batch_equal_each_alone(lvlm, batch):
-    for whole in (batch, twin(lvlm, batch)):
+    for whole in (batch, image_free(lvlm, batch)):
         z = read(lvlm, whole, ["z", "logits"], positions=whole.last[:, None])
         written = lvlm.generate(whole, max_new_tokens=6, min_new_tokens=6)
         for row in range(2):
             one = alone(lvlm, batch, row)
-            one = one if whole is batch else twin(lvlm, one)
+            one = one if whole is batch else image_free(lvlm, one)
             expected = read(lvlm, one, ["z", "logits"], positions=one.last[:, None])
             for site in z:
                 torch.testing.assert_close(z[site][row], expected[site][0], **CLOSE)
             assert torch.equal(lvlm.generate(one, max_new_tokens=6, min_new_tokens=6).tokens[0], written.tokens[row])
 
 
-@pytest.mark.parametrize("how", TWINS)
+@pytest.mark.parametrize("how", IMAGE_FREE)
 def test_a_paired_pass_equals_two_passes(lvlm, batch, how):
-    other = twin(lvlm, batch, how)
+    other = image_free(lvlm, batch, how)
     with_image, without = (read(lvlm, x, "z", positions=x.last[:, None])["z"][:, :, 0] for x in (batch, other))
     torch.testing.assert_close(vhd(lvlm, batch, how), head_divergence(with_image, without), rtol=1e-3, atol=1e-4)
     assert vhd(lvlm, batch, how).max() > 1e-3
 
 
-def test_the_twin_remove_has_the_text_and_nothing_else(lvlm, batch):
-    other = twin(lvlm, batch)
+def test_the_image_free_prompt_remove_has_the_text_and_nothing_else(lvlm, batch):
+    other = image_free(lvlm, batch)
     for row in range(2):
         kept = batch.attention_mask[row].bool() & ~batch.image_mask[row] & ~batch.frame_mask[row]
         assert torch.equal(other.input_ids[row][other.attention_mask[row].bool()], batch.input_ids[row][kept])
@@ -122,8 +122,8 @@ def test_the_twin_remove_has_the_text_and_nothing_else(lvlm, batch):
     assert not any(other.pictures)
 
 
-def test_the_twin_mask_keeps_positions_and_hides_the_image(lvlm, batch):
-    other = twin(lvlm, batch, "mask")
+def test_the_image_free_prompt_mask_keeps_positions_and_hides_the_image(lvlm, batch):
+    other = image_free(lvlm, batch, "mask")
     assert torch.equal(other.position_ids, batch.position_ids)
     pattern = read(lvlm, other, "pattern", positions=batch.last[:, None])["pattern"]
     for row in range(2):
@@ -131,11 +131,11 @@ def test_the_twin_mask_keeps_positions_and_hides_the_image(lvlm, batch):
 
 
 @pytest.mark.parametrize("how", ["blank", "noise"])
-def test_the_twins_with_other_pixels_keep_the_text(lvlm, batch, how):
-    other = twin(lvlm, batch, how)
+def test_the_image_free_prompts_with_other_pixels_keep_the_text(lvlm, batch, how):
+    other = image_free(lvlm, batch, how)
     assert torch.equal(other.input_ids, batch.input_ids)
     assert not torch.equal(other.pixels["pixel_values"], batch.pixels["pixel_values"])
-    again = twin(lvlm, batch, how).pixels["pixel_values"]
+    again = image_free(lvlm, batch, how).pixels["pixel_values"]
     assert torch.equal(other.pixels["pixel_values"], again), "noise comes from its seed"
 
 

@@ -97,15 +97,15 @@ def test_token_probability_is_that_of_the_model_with_the_image(model, inputs):
         torch.testing.assert_close(traces[row].probability, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_the_image_free_twin_keeps_the_text_and_drops_the_image(model, inputs):
-    twin = inputs.without_image()
-    assert not twin.pixels
-    assert not twin.image_mask.any()
+def test_the_image_free_prompt_keeps_the_text_and_drops_the_image(model, inputs):
+    without = inputs.without_image()
+    assert not without.pixels
+    assert not without.image_mask.any()
     assert inputs.image_mask.sum(1).tolist() == [64] * 4
     for row in range(4):
         text = inputs.input_ids[row][inputs.attention_mask[row].bool() & ~inputs.image_mask[row]]
-        assert torch.equal(twin.input_ids[row][twin.attention_mask[row].bool()], text)
-        assert twin.attention_mask[row, -1] == 1, "padding belongs on the left"
+        assert torch.equal(without.input_ids[row][without.attention_mask[row].bool()], text)
+        assert without.attention_mask[row, -1] == 1, "padding belongs on the left"
 
 
 def test_an_empty_caption_is_refused(model, inputs):

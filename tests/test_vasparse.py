@@ -12,7 +12,7 @@ from zoo import build
 from interp.interventions.methods.contrast import M3ID, VCD, contrast_logits, embedding_contrast
 from interp.interventions.methods.vasparse import VASparse, density_peaks, merged, penalised, running_softmax, top_mask
 from interp.interventions.primitives.kv_cache import Marks, Memory
-from interp.models import LVLM, Inputs, load, read, run_with_edits, twin
+from interp.models import LVLM, Inputs, image_free, load, read, run_with_edits
 
 CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 STEPS: Any = {"max_new_tokens": 24, "min_new_tokens": 24}
@@ -162,7 +162,7 @@ def test_rows_of_a_batch_equal_each_alone(method, options, model, inputs):
     if isinstance(method, VASparse):
         method = replace(method, alpha=0.0)  # SVCD draws one mask for the batch
     if isinstance(method, VCD):
-        method = replace(method, twin="blank")  # so does noise
+        method = replace(method, image_free="blank")  # so does noise
     with method(model):
         together = model.generate(inputs, max_new_tokens=16, **options).texts
         for row in range(4):
@@ -171,7 +171,7 @@ def test_rows_of_a_batch_equal_each_alone(method, options, model, inputs):
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "paligemma", "instructblip"])
-def test_contrast_with_a_twin_equals_two_forward_passes(name):
+def test_contrast_with_an_image_free_stream_equals_two_forward_passes(name):
     lvlm = load(*build(name))
     check_contrast(lvlm, lvlm.inputs([picture(0), picture(1, 40, 60)], PROMPTS))
 
@@ -182,11 +182,11 @@ def test_contrast_on_the_testbed(model, inputs):
 
 def check_contrast(lvlm: LVLM, inputs: Inputs) -> None:
     """Each native step equals the contrast of two teacher-forced passes."""
-    method = VCD(alpha=0.7, plausibility=0.0, twin="remove")
+    method = VCD(alpha=0.7, plausibility=0.0, image_free="remove")
     with method(lvlm):
         written = lvlm.generate(inputs, max_new_tokens=5, min_new_tokens=5).tokens
     with_image = read(lvlm, inputs.extended(written), "logits")["logits"][:, -6:-1]
-    without = read(lvlm, twin(lvlm, inputs).extended(written), "logits")["logits"][:, -6:-1]
+    without = read(lvlm, image_free(lvlm, inputs).extended(written), "logits")["logits"][:, -6:-1]
     mixed = 1.7 * with_image.log_softmax(-1) - 0.7 * without
     eos = lvlm.hf.generation_config.eos_token_id
     mixed[..., eos if eos is not None else []] = -torch.inf

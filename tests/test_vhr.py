@@ -166,7 +166,7 @@ def reference_selection(model: LVLM, inputs: Inputs, method: VHR, layers: tuple[
         factors = torch.where(chosen, method.alpha, 1.0)
         with scaled_heads(model, factors):
             with_image = read(model, inputs, "z")["z"][:, layer, -1]
-        with scaled_heads(model, factors if method.reinforce_twin else torch.ones_like(factors)):
+        with scaled_heads(model, factors if method.reinforce_image_free else torch.ones_like(factors)):
             without = read(model, inputs.without_image(), "z")["z"][:, layer, -1]
         for row in range(len(chosen)):
             vhd = (with_image[row] - without[row]).pow(2).sum(-1).sqrt()
@@ -178,9 +178,9 @@ def reference_selection(model: LVLM, inputs: Inputs, method: VHR, layers: tuple[
     return chosen
 
 
-@pytest.mark.parametrize("reinforce_twin", [True, False])
-def test_selection_equals_the_algorithm_done_slowly(model, inputs, reinforce_twin):
-    method = VHR(alpha=2.0, reinforce_twin=reinforce_twin)
+@pytest.mark.parametrize("reinforce_image_free", [True, False])
+def test_selection_equals_the_algorithm_done_slowly(model, inputs, reinforce_image_free):
+    method = VHR(alpha=2.0, reinforce_image_free=reinforce_image_free)
     expected = reference_selection(model, inputs, method, paper_layers(model.n_layers))
     assert torch.equal(method.select(model, inputs).heads, expected)
 

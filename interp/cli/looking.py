@@ -8,8 +8,8 @@ import tyro
 
 from interp import plots
 from interp.cli.options import TESTBED, Unchecked, UncheckedModel, checked, flat
+from interp.cli.picture import Shown, show
 from interp.cli.testbed import at_least_one
-from interp.data import read_image
 from interp.experiments.config import ModelConfig
 from interp.experiments.setup import open_model
 from interp.experiments.sinks import SinksConfig, run_sinks
@@ -18,16 +18,23 @@ from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """The model that a command looks into."""
+
+    model: UncheckedModel = TESTBED
+
+    def load(self, **more: Any) -> LVLM:
+        """Load it."""
+        return open_model(ModelConfig(**vars(self.model)), **more)
+
+
 @dataclass(frozen=True)
 class _Named(UncheckedModel):
     """Which model, and how it is loaded."""
 
     model: tyro.conf.Positional[str] = "testbed"
     """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-
-
-def _loaded(options: UncheckedModel, **more: Any) -> LVLM:
-    return open_model(ModelConfig(**vars(options)), **more)
 
 
 @flat
@@ -39,24 +46,41 @@ class Doctor:
 
     def __call__(self) -> int:
         """Print every check."""
-        diagnosis = diagnose(_loaded(self.model, check=False))
+        diagnosis = diagnose(open_model(ModelConfig(**vars(self.model)), check=False))
         print(diagnosis)
         return 0 if diagnosis.healthy else 1
 
 
-@flat
 @dataclass(frozen=True, kw_only=True)
-class Heads:
-    """Rank the heads of a model by how far one picture moves them (VHD); with --caption, T-VHD of each token."""
+class OnePicture(Loading):
+    """A picture to look at: a file, or one of a study with its model and the tokens of its caption."""
 
-    model: UncheckedModel = TESTBED
-    image: str
+    image: str | None = None
     """Picture file."""
+    run: str | None = None
+    """Folder of a study, in place of --image: its model, its prompt, and its caption with the tokens that wrote it."""
+    image_id: str | None = None
+    """Which picture of --run."""
+    method: str = "greedy"
+    """Whose caption of --run."""
     prompt: str = "Please describe this image in detail."
     """What the model is asked."""
+
+    def shown(self) -> Shown:
+        """Open it."""
+        if self.run is not None and self.model != TESTBED:
+            raise ValueError("--run brings its own model; leave out --model")
+        return show(self.load, self.image, self.prompt, self.run, self.image_id, self.method)
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class Heads(OnePicture):
+    """Rank the heads of a model by how far one picture moves them (VHD); with --caption, T-VHD of each token."""
+
     caption: tuple[str, ...] | None = None
     """Follow a caption token by token: this text, or the model's own if the option stands alone."""
-    twin: Literal["remove", "mask", "blank", "noise"] = "remove"
+    image_free: Literal["remove", "mask", "blank", "noise"] = "remove"
     """How the picture is taken away."""
     top: int = 20
     """Heads in the printed table."""
@@ -70,10 +94,11 @@ class Heads:
     def __call__(self) -> None:
         """Look."""
         at_least_one(top=self.top, top_k=self.top_k, max_new_tokens=self.max_new_tokens)
-        picture = read_image(Path(self.image))
-        config = HeadsConfig(self.model.model, self.image, self.prompt, self.twin, self.top, self.top_k)
-        caption = None if self.caption is None else " ".join(self.caption)
-        report = look(_loaded(self.model), picture, config, caption, self.max_new_tokens)
+        shown = self.shown()
+        text = None if self.caption is None else " ".join(self.caption)
+        caption = None if text is None and shown.written is None else shown.follow(text, self.max_new_tokens)
+        config = HeadsConfig(shown.model.name, shown.name, shown.prompt, self.image_free, self.top, self.top_k)
+        report = look(shown.model, shown.inputs, config, caption)
         print(report)
         if self.out is not None:
             report.write(Path(self.out))
@@ -82,16 +107,13 @@ class Heads:
 
 @flat
 @dataclass(frozen=True, kw_only=True)
-class Overlay:
+class Overlay(OnePicture):
     """Draw where heads look on a picture at the step that writes a word of the caption."""
 
-    model: UncheckedModel = TESTBED
-    image: str
-    """Picture file."""
     token: str
-    """A word of the caption."""
-    prompt: str = "Please describe this image in detail."
-    """What the model is asked."""
+    """A word of the caption, whole."""
+    nth: int | None = None
+    """Which of several such words, from 1."""
     heads: str | None = None
     """Comma-separated heads to average, L3H2,L5H0; all if None."""
     caption: str | None = None
@@ -105,15 +127,14 @@ class Overlay:
 
     def __call__(self) -> None:
         """Draw."""
-        at_least_one(max_new_tokens=self.max_new_tokens)
-        heads = None if self.heads is None else [Head.parse(label) for label in self.heads.split(",")]
-        picture, model = read_image(Path(self.image)), _loaded(self.model)
-        inputs = model.inputs([picture], self.prompt)
-        caption = model.encode(self.caption) if self.caption else model.generate(inputs, self.max_new_tokens).tokens[0]
-        seen = overlay(model, inputs, caption, self.token, heads, without_sinks=self.without_sinks)
+        at_least_one(max_new_tokens=self.max_new_tokens, nth=self.nth)
+        heads = None if self.heads is None else Head.parse_list(self.heads)
+        shown = self.shown()
+        caption, options = shown.follow(self.caption, self.max_new_tokens), {"without_sinks": self.without_sinks}
+        seen = overlay(shown.model, shown.inputs, caption, self.token, heads, nth=self.nth, **options)
         named = "all heads" if heads is None else ", ".join(str(h) for h in seen.heads)
         title = f"{self.token!r}, {named}\n{100 * seen.image_mass:.0f} % of the attention is on the picture"
-        plots.save(plots.overlay(picture, seen.heat[0], title), Path(self.out), heat=seen.heat[0])
+        plots.save(plots.overlay(shown.picture, seen.heat[0], title), Path(self.out), heat=seen.heat[0])
         print(f"{title}\nwritten: {self.out}")
 
 

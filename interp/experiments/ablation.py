@@ -53,7 +53,7 @@ class AblateConfig(StudyConfig):
     by: str = "vhd"
     """The map of the ranking that top and bottom follow: vhd, image_mass, causal, push_hallucinated, ..."""
     op: str = "zero"
-    """scale, zero, mean, resample or twin."""
+    """scale, zero, mean, resample or image_free."""
     factor: float = 2.0
     """Factor of op=scale."""
     steps: str = "all"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from interp.attribution.effects import attributed_contributions, exact_contributions
-from interp.attribution.lens import head_logits, word_ids
+from interp.attribution.lens import FirstTokens, first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
 from interp.data import Sample
 from interp.evaluate.alignment import token_ends, tokens_of
@@ -68,14 +68,33 @@ def _rounded(values: torch.Tensor) -> list[Any]:
     return np.round(values.double().cpu().numpy(), 5).tolist()
 
 
+@dataclass(frozen=True)
+class _Direct:
+    """What each head writes of the token that began a word, `[layer, head]`, and how that compares with the others.
+
+    `over_others` is its logit less the mean over the other objects' first tokens, `most` whether it is the largest.
+    """
+
+    over_others: torch.Tensor
+    most: torch.Tensor
+
+
 def _direct(
-    model: LVLM, whole: Inputs, words: Sequence[_Words], n_prompt: int, names: Sequence[str]
-) -> list[torch.Tensor]:
-    """What each head adds to the logit of each object's name before each object word: `[word, layer, head, name]`."""
+    model: LVLM, whole: Inputs, words: Sequence[_Words], n_prompt: int, names: FirstTokens
+) -> list[list[_Direct]]:
+    """Direct logits of the token that was written, before each object word, against the objects' names."""
     longest = max(len(w.tokens) for w in words)
     places = torch.tensor([[n_prompt - 1 + t for t in w.tokens] + [0] * (longest - len(w.tokens)) for w in words])
-    found = head_logits(model, whole, places, word_ids(model, names)).transpose(1, 2)
-    return [found[row, : len(w.tokens)].cpu() for row, w in enumerate(words)]
+    places = places.to(whole.input_ids.device)
+    own = whole.input_ids.gather(1, places + 1)[..., None]
+    rivals = names.ids.unique().to(own.device)
+    found = head_logits(model, whole, places, torch.cat([own, rivals.expand(*own.shape[:-1], -1)], -1)).transpose(1, 2)
+    others = rivals != own  # [row, word, name]
+    direct = []
+    for row, w in enumerate(words):
+        logits = [(found[row, i, ..., 0], found[row, i, ..., 1:][..., others[row, i]]) for i in range(len(w.tokens))]
+        direct.append([_Direct(mine - rest.mean(-1), mine > rest.amax(-1)) for mine, rest in logits])
+    return direct
 
 
 def _records(model: LVLM, samples: Sequence[Sample], parser: ObjectParser, config: CausalConfig) -> list[HeadsRecord]:
@@ -88,7 +107,8 @@ def _records(model: LVLM, samples: Sequence[Sample], parser: ObjectParser, confi
     whole, n_prompt = inputs.extended(captions), inputs.input_ids.shape[1]
     exact = exact_contributions(model, inputs, captions) if config.exact else None
     patched = attributed_contributions(model, inputs, captions, [w.tokens for w in words])
-    direct = _direct(model, whole, words, n_prompt, parser.categories) if any(w.tokens for w in words) else []
+    names = first_tokens(model, parser.categories)
+    direct = _direct(model, whole, words, n_prompt, names) if any(w.tokens for w in words) else []
     cuts = [
         Cut(sample.image, ids[:token], category)
         for sample, ids, w in zip(samples, generation.tokens, words, strict=True)
@@ -106,16 +126,17 @@ def _records(model: LVLM, samples: Sequence[Sample], parser: ObjectParser, confi
         asks = stats.kinds[row] == KINDS.index("generated")
         effects = []
         for i, (token, category, wrong) in enumerate(zip(w.tokens, w.categories, w.wrong, strict=True)):
-            name, written = parser.categories.index(category), direct[row][i]
+            began = int(captions[row][token])
             effects.append(
                 EffectRecord(
                     object=category,
                     hallucinated=wrong,
                     token=token,
                     blind=next(blind),
+                    begins_as=tuple(n for n, i in zip(names.words, names.ids.tolist(), strict=True) if i == began),
                     patched=_rounded(patched[row][i]),
-                    direct=_rounded(written[..., name] - written.mean(-1)),
-                    writes_it=(written.argmax(-1) == name).int().tolist(),
+                    direct=_rounded(direct[row][i].over_others),
+                    writes_it=direct[row][i].most.int().tolist(),
                     exact=None if exact is None else _rounded(exact[row, :, token]),
                 )
             )
@@ -144,6 +165,7 @@ def run_causal(config: CausalConfig) -> CausalReport | None:
 
 def causal(setup: Setup, config: CausalConfig) -> CausalReport | None:
     """What the heads do on a setup's images."""
+    setup.require_truth()
 
     def work(_: str, samples: Sequence[Sample]) -> list[HeadsRecord]:
         return _records(setup.model, samples, setup.parser, config)

@@ -1,6 +1,7 @@
 """From the records of `interp causal` to its maps, table and figures."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class CausalReport:
     correlation of attribution patching with the exact value over the heads of one word, averaged over words: for all
     heads, then layer by layer; None without exact values.  `alike` compares rankings: Spearman over heads, and the
     share that their top tenths have in common.  `blind` tells how often the text alone names the object.
+    `shared` counts words whose first token begins several objects' names, which direct logits do not tell apart.
     """
 
     maps: dict[str, Map]
@@ -35,6 +37,7 @@ class CausalReport:
     alike: dict[str, tuple[float | None, float]]
     blind: dict[str, Interval]
     rises: float
+    shared: dict[str, int]
     out: Path
     n_images: int
     empty: int = 0
@@ -47,6 +50,7 @@ class CausalReport:
             "agreement_with_exact": None if self.agreement is None else dict(_named(self.agreement)),
             "rankings_alike": {k: {"spearman": r, "top_tenth_shared": s} for k, (r, s) in self.alike.items()},
             "named_without_image_percent": {k: vars(v) for k, v in self.blind.items()},
+            "first_tokens_shared": self.shared,
             "proposition_1_cosine_rises_percent": self.rises,
         }
 
@@ -72,6 +76,12 @@ class CausalReport:
                 push, direct, writes = own
                 value = self.maps["vhd"][layer, head]
                 lines.append(f"  L{layer}H{head:<19}{push:+12.3f}{direct:+8.2f}{100 * writes:20.0f} %{value:10.2f}")
+        if self.shared:
+            told = ", ".join(f"{names} {n}" for names, n in self.shared.items())
+            lines += [
+                "",
+                f"words that begin as several objects do (direct does not tell those apart): {told}",
+            ]
         lines += [
             "",
             f"Proposition 1: the cosine rises in {self.rises:.1f} % of heads and images (alpha 2)",
@@ -182,6 +192,7 @@ def write_report(
         alike=_alike(maps),
         blind=_blind(records, seed),
         rises=100 * float((cosine[:, 1] > cosine[:, 0]).mean()),
+        shared=dict(Counter("/".join(w.begins_as) for w in words if len(w.begins_as) > 1)),
         out=out,
         n_images=len(records),
         empty=sum(not r.caption for r in records),

@@ -139,6 +139,7 @@ def run_study(config: StudyConfig) -> Summary | None:
 
 def study(setup: Setup, config: StudyConfig, methods: Mapping[str, Method]) -> Summary | None:
     """A study of a setup's images with methods by name, of which the first is the baseline."""
+    setup.require_truth()
     model = setup.model
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     if top_k > model.n_heads:

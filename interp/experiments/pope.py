@@ -20,6 +20,7 @@ from transformers import LogitsProcessor
 
 from interp.data import Data, ImageId, Sample, open_data, open_questions
 from interp.evaluate import ObjectParser, pope
+from interp.evaluate.answers import answer_tokens
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.files import Question
 from interp.evaluate.pope import Pope, counted, rates
@@ -84,10 +85,9 @@ class _FirstLogits(LogitsProcessor):
         return scores
 
 
-def _first_tokens(model: LVLM, words: Sequence[str]) -> list[int]:
-    """The tokens with which an answer may begin."""
-    ids = (model.tokenizer(word, add_special_tokens=False).input_ids for word in words)
-    return sorted({i[0] for i in ids if i})
+def _first_tokens(model: LVLM) -> tuple[list[int], list[int]]:
+    """The tokens with which yes and no may begin."""
+    return answer_tokens(lambda word: model.tokenizer(word, add_special_tokens=False).input_ids, model.tokenizer.decode)
 
 
 def _answers(model: LVLM, samples: Sequence[Asked], name: str, method: Any, from_logits: bool) -> list[AnswerRecord]:
@@ -103,15 +103,21 @@ def _answers(model: LVLM, samples: Sequence[Asked], name: str, method: Any, from
         texts = model.generate(inputs, max_new_tokens=1 if from_logits else 8).texts
     assert first.scores is not None
     scores = first.scores[:: len(first.scores) // len(samples)].float()
-    yes, no = (
-        scores[:, _first_tokens(model, words)].logsumexp(-1)
-        for words in (("Yes", " Yes", "yes", " yes"), ("No", " No", "no", " no"))
-    )
-    share = torch.sigmoid(yes - no).tolist()
     return [
-        AnswerRecord(**vars(s.question), answer=text, yes=round(p, 6), method=name)
-        for s, text, p in zip(samples, texts, share, strict=True)
+        AnswerRecord(**vars(s.question), answer=text, yes=p if p is None else round(p, 6), method=name)
+        for s, text, p in zip(samples, texts, _shares(model, scores, from_logits), strict=True)
     ]
+
+
+def _shares(model: LVLM, scores: Tensor, needed: bool) -> Sequence[float | None]:
+    """The probability of yes among yes and no, by row; None where the tokenizer does not tell them apart."""
+    try:
+        yes, no = (scores[:, ids].logsumexp(-1) for ids in _first_tokens(model))
+    except ValueError:
+        if needed:
+            raise
+        return [None] * len(scores)
+    return torch.sigmoid(yes - no).tolist()
 
 
 @dataclass(frozen=True)
@@ -129,11 +135,11 @@ class PopeSummary:
 
     def __str__(self) -> str:
         columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-        rows = [["method", *columns, "unparsed", "empty", "answers fixed/broken", "McNemar p"]]
+        rows = [["method", *columns, "unparsed", "rules differ", "empty", "answers fixed/broken", "McNemar p"]]
         for name, found in self.methods.items():
             test = self.changed.get(name)
             paired = [f"{test.better}/{test.worse}", f"{test.p:.2g}"] if test else ["", ""]
-            counts = [str(found.unparsed), str(self.empty[name])]
+            counts = [str(found.unparsed), str(found.rules_differ), str(self.empty[name])]
             rows.append([name, *(cell(self.intervals[name][c]) for c in columns), *counts, *paired])
         n = next(iter(self.methods.values())).n
         about = f"POPE, {n} questions about {self.n_images} images"
@@ -167,7 +173,7 @@ def _summary(
         raise ValueError(f"no question came through with every method; {out / 'failures.jsonl'} says why")
 
     def said(record: AnswerRecord) -> str | bool:
-        return record.yes > 0.5 if config.from_logits else record.answer
+        return record.yes > 0.5 if config.from_logits and record.yes is not None else record.answer
 
     scores, tables, wrong, empty = {}, {}, {}, {}
     place = {image: i for i, image in enumerate(sorted({by[names[0]][i].image for i in common}))}
@@ -206,7 +212,7 @@ def answer_job(setup: Setup, config: PopeConfig, methods: Mapping[str, Method]) 
     """An answer to every question about the selected images with every method."""
     data = setup.data
     if data.questions is None:
-        raise ValueError(f"{data.name} has no questions")
+        raise ValueError(f"{data.name} has no questions of its own; expected --questions FILE and --images DIR")
     named = {str(i): i for i in data.image_ids}
     asked = {q.question_id: (q, named[q.image]) for q in data.questions(data.image_ids)}
 
@@ -229,6 +235,8 @@ def run_pope(config: PopeConfig) -> PopeSummary | None:
 def ask(setup: Setup, config: PopeConfig, methods: Mapping[str, Method]) -> PopeSummary | None:
     """The questions about a setup's images, with methods by name, of which the first is the baseline."""
     check_methods(setup.model, methods)
+    if config.from_logits:
+        _first_tokens(setup.model)  # refused before anything is written
     job = answer_job(setup, config, methods)
     job.check(config.run.batch_size)
     manifest = setup.manifest(

@@ -105,14 +105,14 @@ class WordRecord(_OfImage):
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """An answer to a yes/no question; `yes` is the probability of yes against no at the first token."""
+    """An answer to a yes/no question; `yes` is the probability of yes against no at its first token."""
 
     question_id: ItemId
     image: str
     text: str
     label: bool
     answer: str
-    yes: float
+    yes: float | None
     method: str
 
     @property
@@ -133,14 +133,16 @@ class LikelihoodRecord(_OfImage):
 class EffectRecord:
     """What heads do for one object word: contributions (nats) `[stream, layer, head]` with the image and without.
 
-    `direct` is what a head adds to the word's logit over the other objects', `writes_it` whether it adds most to this
-    one, both `[layer, head]`; `blind` whether the text alone goes on to name the object.
+    `direct` is what a head adds to the logit of the word's first token over the other objects', `writes_it` whether it
+    adds most to this one, both `[layer, head]`; `blind` whether the text alone goes on to name the object; `begins_as`
+    the objects whose names begin with that token.
     """
 
     object: str
     hallucinated: bool
     token: int
     blind: bool
+    begins_as: tuple[str, ...]
     patched: Numbers
     direct: Numbers
     writes_it: Numbers

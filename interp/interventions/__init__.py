@@ -8,7 +8,7 @@ from interp.interventions.methods.opera import OPERA
 from interp.interventions.methods.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
 from interp.interventions.methods.vasparse import VASparse
 from interp.interventions.methods.vhr import VHR, HeadSelection, alignment, paper_layers
-from interp.interventions.primitives.head_scaling import head_directions, scaled_heads
+from interp.interventions.primitives.head_scaling import scaled_heads
 from interp.interventions.registry import METHODS, Method, describe_methods, parse_method
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "VASparse",
     "alignment",
     "describe_methods",
-    "head_directions",
     "paper_layers",
     "parse_method",
     "scaled_heads",

@@ -2,32 +2,37 @@
 
 from interp.models.doctor import Check, Diagnosis, diagnose
 from interp.models.families import FAMILIES, TEXT, VISION, Family, UnsupportedModelError
-from interp.models.image_free import TWINS, paired, twin
+from interp.models.gradients import Graph, differentiable
+from interp.models.image_free import IMAGE_FREE, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
 from interp.models.lvlm import LVLM, Generation
-from interp.models.sites import SITES, Head, read, run_with_edits
+from interp.models.sites import SITES, Head, Heads, head_results, read, run_with_edits
 
 __all__ = [
     "FAMILIES",
+    "IMAGE_FREE",
     "LVLM",
     "SITES",
     "TEXT",
-    "TWINS",
     "VISION",
     "AttentionCall",
     "Check",
     "Diagnosis",
     "Family",
     "Generation",
+    "Graph",
     "Head",
+    "Heads",
     "Inputs",
     "UnsupportedModelError",
     "diagnose",
+    "differentiable",
+    "head_results",
+    "image_free",
     "load",
     "paired",
     "read",
     "run_with_edits",
-    "twin",
 ]

@@ -1,4 +1,4 @@
-"""Image-free twins: the same prompts with the pictures taken away, alone or side by side with the batch."""
+"""Image-free prompts: the same prompts with the pictures taken away, alone or side by side with the batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,20 +11,20 @@ from torch import Tensor
 from interp.models.inputs import Inputs, interleave
 from interp.models.lvlm import LVLM
 
-TWINS = ("remove", "mask", "blank", "noise")
+IMAGE_FREE = ("remove", "mask", "blank", "noise")
 GREY = (127, 127, 127)
 
 
-def twin(model: LVLM, inputs: Inputs, how: str = "remove", seed: int = 0) -> Inputs:
-    """The image-free twin of a batch; its text is the same.
+def image_free(model: LVLM, inputs: Inputs, how: str = "remove", seed: int = 0) -> Inputs:
+    """The image-free prompts of a batch; their text is the same.
 
     `remove` (default): image tokens, and the tokens that only frame them, are deleted from the sequence.
     `mask`: they keep their places (positions go on as with them), and no text position can attend to them.
     `blank`: each picture is replaced by a grey one of the same size.
     `noise`: each picture is replaced by one of the same size whose pixels are drawn uniformly, from `seed`.
     """
-    if how not in TWINS:
-        raise ValueError(f"an image-free twin is one of {', '.join(TWINS)}, got {how!r}")
+    if how not in IMAGE_FREE:
+        raise ValueError(f"an image-free prompt is one of {', '.join(IMAGE_FREE)}, got {how!r}")
     if not any(inputs.pictures):
         raise ValueError("expected a batch with pictures to take away, got one without")
     if how == "remove":
@@ -45,15 +45,15 @@ def twin(model: LVLM, inputs: Inputs, how: str = "remove", seed: int = 0) -> Inp
 def paired(
     model: LVLM, inputs: Inputs, how: str = "remove", continuations: Sequence[Int[Tensor, " _"]] | None = None
 ) -> Inputs:
-    """A batch and its image-free twin as one batch, both followed by the same continuations if any are given.
+    """A batch and its image-free prompts as one batch, both followed by the same continuations if any are given.
 
-    Each row is followed by its twin (so that an edit which repeats a row's factors for its copies serves both);
-    the streams are aligned on the right: the same text stands at the same index.
+    Each row is followed by its image-free one (an edit which repeats a row's factors for its copies serves both); the
+    streams are aligned on the right: the same text stands at the same index.
     """
-    without = twin(model, inputs, how)
+    without = image_free(model, inputs, how)
     if continuations is not None:
         inputs, without = inputs.extended(continuations), without.extended(continuations)
     both = interleave(inputs, without)
-    if any(without.pictures):  # the twin has pixels of its own
+    if any(without.pictures):  # blank and noise have pixels of their own
         both = replace(both, pixels=model.processed(both.pictures, both.texts).pixels)
     return both

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
-from interp.models.inputs import Inputs, counted, padded_right, read_pictures
+from interp.models.inputs import Inputs, counted, padded_right, read_pictures, rendered
 
 Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
 """Something that changes the model while one batch is generated; what it yields as a dict is given to `generate`."""
@@ -79,6 +80,8 @@ class LVLM:
         ids = self.tokenizer.convert_tokens_to_ids(list(self.family.frame_tokens))
         self._frame_ids = torch.tensor([i for i in ids if i is not None and i != self.tokenizer.unk_token_id])
         self._steering: list[Steering] = []
+        self.misfits: tuple[str, ...] | None = None
+        """What the files lack, or hold beside the model, in words; None where no files were read."""
 
     @classmethod
     def on_ndif(cls, hub_id: str, processor: Any, family: Family, **options: Any) -> "LVLM":
@@ -101,6 +104,19 @@ class LVLM:
     def dtype(self) -> torch.dtype:
         """The type of the activations."""
         return self.hf.dtype
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many positions the decoder knows; None if its configuration names no limit.
+
+        Rotary positions that are stretched know more than `max_position_embeddings`, by their factor.
+        """
+        config = self.hf.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some have one a layer type
+        stretched = [k.get("factor") or 1 for k in kinds if k.get("rope_type") in ("linear", "dynamic", "yarn")]
+        return None if limit is None else int(limit * max([1.0, *stretched]))
 
     @property
     def fingerprint(self) -> str:
@@ -192,11 +208,11 @@ class LVLM:
         if getattr(self.processor, "chat_template", None):
             words: Any = [{"type": "image"}] * shown + [{"type": "text", "text": text}]
             turn = [{"role": "user", "content": words if self.family.has_vision else text}]
-            return self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        rendered = self.family.prompt or "{images}{text}"
-        if "{images}" not in rendered and n_images > 1:
+            return rendered(self.processor, turn)
+        form = self.family.prompt or "{images}{text}"
+        if "{images}" not in form and n_images > 1:
             raise ValueError(f"a {self.family.name} model takes one picture a prompt, got {n_images}")
-        return rendered.format(images=(placeholder or "") * shown, text=text)
+        return form.format(images=(placeholder or "") * shown, text=text)
 
     def inputs(
         self,
@@ -222,9 +238,20 @@ class LVLM:
         texts = [self.prompt(p, len(row)) if chat else p for p, row in zip(prompts, rows, strict=True)]
         return self.processed(rows, texts)
 
-    def encode(self, caption: str) -> Int[Tensor, " token"]:
-        """The token ids of a caption, as the continuation of a prompt."""
-        return self.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    def answer(self, text: str, prompt: str | None = None) -> Answer:
+        """The tokens of a text as this model's answer, the way its chat template goes on, and what that leaves open.
+
+        `prompt` is a rendered prompt (`Inputs.texts`), any turn of a user if None.  A prompt that was not rendered by
+        the template is gone on with after a space.
+        """
+        end = self.family.prompt_end
+        frame = frame_of(self.processor, self.family.has_vision, self.family.prompt, end)
+        prompt = f"x{frame.tail}" if prompt is None else prompt + end
+        return answer(self.tokenizer, prompt, frame.lead if prompt.endswith(frame.tail) else " ", text)
+
+    def encode(self, caption: str, prompt: str | None = None) -> Int[Tensor, " token"]:
+        """The token ids of a caption, as this model goes on after a prompt (`answer`)."""
+        return self.answer(caption, prompt).ids
 
     def tokens(self, ids: Int[Tensor, "batch token"]) -> Inputs:
         """A batch of token ids as they are, without padding and without pictures."""
@@ -233,7 +260,8 @@ class LVLM:
         ids = ids.to(self.device)
         mask, nothing = torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         positions = self._positions(ids, mask, {}, {})
-        return Inputs(ids, mask, positions, nothing, nothing, self.tokenizer.pad_token_id)
+        pad = self.tokenizer.pad_token_id
+        return Inputs(ids, mask, positions, nothing, nothing, pad, max_positions=self.max_positions)
 
     def processed(self, rows: Sequence[tuple[Image.Image, ...]], texts: Sequence[str]) -> Inputs:
         """What the processor makes of rendered prompts and their pictures."""
@@ -264,6 +292,7 @@ class LVLM:
             suffix_type=self.family.suffix_type,
             texts=tuple(texts),
             pictures=tuple(rows),
+            max_positions=self.max_positions,
         )
         for row, pictures in enumerate(rows):
             if pictures and not inputs.image_mask[row].any():
@@ -300,6 +329,7 @@ class LVLM:
             raise ValueError(
                 "a remote model can be looked into but does not generate here; load it without remote=True"
             )
+        inputs.require_room(max_new_tokens)
         settings = dict(options)
         with ExitStack() as stack:
             for steering in self._steering:

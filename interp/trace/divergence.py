@@ -1,6 +1,6 @@
 """VHD: head outputs with the image and without it, in one traced pass.
 
-The pass takes the batch and its image-free twin side by side as rows, so an edit sees both streams of a layer at the
+The pass takes the batch and its image-free prompts side by side as rows, so an edit sees both streams of a layer at the
 same time and may change them before the next layer runs.
 """
 
@@ -20,17 +20,17 @@ def streams(x: Float[Tensor, "rows *rest"]) -> tuple[Float[Tensor, "batch *rest"
     return x[0::2], x[1::2]
 
 
-def vhd(model: LVLM, inputs: Inputs, twin: str = "remove") -> Float[Tensor, "batch layer head"]:
+def vhd(model: LVLM, inputs: Inputs, image_free: str = "remove") -> Float[Tensor, "batch layer head"]:
     """Vision-aware head divergence of the first generation step (VHD, eq. 4): at the last prompt position.
 
-    `twin` says how the image is taken away (`interp.models.twin`).
+    `image_free` says how the image is taken away (`interp.models.image_free`).
     """
     seen: list[Tensor] = []
 
     def measure(_: int, z: Tensor) -> None:
         seen.append(head_divergence(*streams(z[:, -1])).to(model.device))
 
-    run_with_edits(model, paired(model, inputs, twin), {"z": measure})
+    run_with_edits(model, paired(model, inputs, image_free), {"z": measure})
     return torch.stack(seen, dim=1)
 
 
@@ -47,7 +47,7 @@ class TokenTrace:
 
 
 def token_vhd(
-    model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]], twin: str = "remove"
+    model: LVLM, inputs: Inputs, captions: Sequence[Int[Tensor, " _"]], image_free: str = "remove"
 ) -> list[TokenTrace]:
     """VHD (eq. 4) for every token of finished captions, one `TokenTrace` a row.
 
@@ -64,7 +64,7 @@ def token_vhd(
         seen.append(head_divergence(*streams(z[:, steps])).to(model.device))
 
     logits, _ = streams(
-        run_with_edits(model, paired(model, inputs, twin, captions), {"z": measure}, keep=longest + 1)[:, steps]
+        run_with_edits(model, paired(model, inputs, image_free, captions), {"z": measure}, keep=longest + 1)[:, steps]
     )
     divergence = torch.stack(seen, dim=2)
     traces = []

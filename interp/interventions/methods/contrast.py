@@ -3,7 +3,7 @@
 - `embedding_contrast`: input embeddings fed straight to the language-model head; VASparse's SVCD, Zhuang et al., CVPR
   2025, arXiv 2501.06553, eq. 6.
 - `VCD`: the picture drowned in noise; Leng et al., CVPR 2024, arXiv 2311.16922, eqs. 3 and 4.  There noise is added by
-  a diffusion schedule; here `twin` says how the picture is changed, `noise` (default) replaces it.
+  a diffusion schedule; here `image_free` says how the picture is changed, `noise` (default) replaces it.
 - `M3ID`: the picture taken away, with a weight that grows along the text; Favero et al., CVPR 2024, arXiv 2403.14003.
 
 `theta` is the model, `phi` the weaker reader: `(1 + alpha) theta - alpha phi` among the tokens that theta finds
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from interp.models import LVLM, Inputs, twin
+from interp.models import LVLM, Inputs, image_free
 
 Phi = Callable[[Int[Tensor, "row token"]], Float[Tensor, "row vocabulary"]]
 """Logits of the weaker reader for the next token, from the token ids so far."""
@@ -113,8 +113,8 @@ class Continuation:
         return self.model.hf(**kwargs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
-class TwinReader:
-    """What the model says to an image-free twin, with a cache of its own that follows the beams."""
+class ImageFreeReader:
+    """What the model says to an image-free prompt, with a cache of its own that follows the beams."""
 
     def __init__(self, model: LVLM, inputs: Inputs) -> None:
         self.text, self.before, self.n_prompt = Continuation(model, inputs), torch.empty(0), 0
@@ -143,7 +143,7 @@ class VCD:
 
     alpha: float = 1.0
     plausibility: float = 0.1
-    twin: str = "noise"
+    image_free: str = "noise"
     seed: int = 0
 
     citation: ClassVar[str] = "Leng et al., CVPR 2024, arXiv 2311.16922"
@@ -158,7 +158,7 @@ class VCD:
         if not self.alpha:
             yield {}
             return
-        reader = TwinReader(model, twin(model, inputs, self.twin, self.seed))
+        reader = ImageFreeReader(model, image_free(model, inputs, self.image_free, self.seed))
         yield {"logits_processor": [contrasted(reader, self.alpha, self.plausibility)]}
 
     @contextmanager
@@ -192,7 +192,7 @@ class M3ID:
         if not self.gamma:
             yield {}
             return
-        reader = TwinReader(model, twin(model, inputs))
+        reader = ImageFreeReader(model, image_free(model, inputs))
         contrast = _Contrast(reader, lambda step: math.expm1(self.gamma * step), self.plausibility)
         yield {"logits_processor": [_WhereUnsure(contrast, self.confidence)]}
 

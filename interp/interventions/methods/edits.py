@@ -1,4 +1,4 @@
-"""Editing a fixed set of heads while a model generates: scale, zero, mean, resample, or swap with the image-free twin.
+"""Editing a fixed set of heads while a model generates: scale, zero, mean, resample, or take the image-free output.
 
 `with EditHeads(heads="L3H2+L5H0", op="zero")(model): model.generate(...)`.  Edits can be combined; a head whose output
 one of them replaces must not be edited by another.
@@ -8,10 +8,10 @@ A set of heads is written as labels (`L3H2+L5H0`), or chosen: `top10%`, `bottom1
 written (`ranking`, a file; `by`, one of its maps); `random` draws from `seed`.
 
 - `scale`: times `factor`; `zero`: silenced; `mean`: the head's mean output over a data set, from the same file;
-- `resample`: what the head gives for the same text with the next row's picture; `twin`: without the picture.
+- `resample`: what the head gives for the same text with the next row's picture; `image_free`: without the picture.
 
 `steps`: `all` positions, those of the `prompt` but its last, or those from which tokens are `generated` (the prompt's
-last and all later ones).  `resample` and `twin` work on the latter: their prompts have other positions.
+last and all later ones).  `resample` and `image_free` work on the latter: their prompts have other positions.
 """
 
 import re
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from interp.interventions.methods.contrast import Continuation
-from interp.models import LVLM, Head, Inputs, twin
+from interp.models import LVLM, Head, Inputs, image_free
 
-OPS = ("scale", "zero", "mean", "resample", "twin")
+OPS = ("scale", "zero", "mean", "resample", "image_free")
 STEPS = ("all", "prompt", "generated")
 _CHOSEN = re.compile(r"(top|bottom|random)(?:(\d+(?:\.\d+)?)(%?))?")
 
@@ -69,7 +69,7 @@ def head_set(
     n_layers, n_heads = shape
     chosen = _CHOSEN.fullmatch(text)
     if chosen is None:
-        heads = tuple(dict.fromkeys(Head.parse(label) for label in text.split("+") if label))
+        heads = Head.parse_list(text) if text else ()
         wrong = [str(h) for h in heads if h.layer >= n_layers or h.head >= n_heads]
         if wrong:
             raise ValueError(f"this model has layers 0 to {n_layers - 1} with heads 0 to {n_heads - 1}, got {wrong}")
@@ -93,8 +93,8 @@ _OPEN: list[tuple[LVLM, "EditHeads", frozenset[Head]]] = []
 class EditHeads:
     """A fixed set of heads is scaled, silenced, or given another output.
 
-    `heads`: labels, or a choice such as top10% or top (`share` of all); `op`: scale, zero, mean, resample or twin;
-    `steps`: all, prompt, generated.  No heads change nothing.
+    `heads`: labels, or a choice such as top10% or top (`share` of all); `op`: scale, zero, mean, resample or
+    image_free; `steps`: all, prompt, generated.  No heads change nothing.
     """
 
     heads: str = ""
@@ -107,7 +107,7 @@ class EditHeads:
     seed: int = 0
 
     citation: ClassVar[str] = "scaling as in He et al., ACL 2025; resampling as in Chan et al., causal scrubbing, 2022"
-    cost: ClassVar[str] = "none; a second forward pass for each step for resample and twin"
+    cost: ClassVar[str] = "none; a second forward pass for each step for resample and image_free"
     off: ClassVar[str] = "heads="
 
     def __post_init__(self) -> None:
@@ -115,10 +115,9 @@ class EditHeads:
             raise ValueError(f"op is one of {', '.join(OPS)}, got {self.op!r}")
         if self.steps not in STEPS:
             raise ValueError(f"steps is one of {', '.join(STEPS)}, got {self.steps!r}")
-        if _CHOSEN.fullmatch(self.heads) is None:
-            for label in self.heads.split("+"):
-                if label:
-                    Head.parse(label)
+        if not isinstance(self.heads, str) or _CHOSEN.fullmatch(self.heads) is None:
+            listed = Head.parse_list(self.heads) if self.heads else ()  # heads, pairs and labels from Python
+            object.__setattr__(self, "heads", "+".join(map(str, listed)))
         if not 0 <= self.share <= 1:
             raise ValueError(f"share lies between 0 and 1, got {self.share}")
 
@@ -133,8 +132,8 @@ class EditHeads:
 
     def _source(self, model: LVLM, inputs: Inputs) -> Inputs:
         """The batch whose head outputs are put in place of the model's."""
-        if self.op == "twin":
-            return twin(model, inputs)
+        if self.op == "image_free":
+            return image_free(model, inputs)
         if len(inputs.pictures) < 2:
             raise ValueError("op=resample takes the next row's picture: expected a batch of at least two rows")
         pictures = inputs.pictures[1:] + inputs.pictures[:1]
@@ -185,7 +184,7 @@ class _Edit:
         self.other: dict[int, Tensor] = {}
         self.source: Continuation | None = None
         self.inside = False  # whether the other stream is being read
-        if method.op in ("resample", "twin") and self.by_layer:
+        if method.op in ("resample", "image_free") and self.by_layer:
             if model.family.needs_pixels:  # they generate inside their language model, which sees no token ids at first
                 raise ValueError(f"op={method.op} cannot follow what a {model.family.name} model generates")
             self.source = Continuation(model, method._source(model, inputs))
@@ -230,9 +229,9 @@ class _Edit:
             if self.inside:
                 self.other[layer] = z[..., heads, :].clone()
                 return None
-            last = min(self.inputs.input_ids.shape[1], z.shape[1]) - 1  # a twin's prompt may be shorter
+            last = min(self.inputs.input_ids.shape[1], z.shape[1]) - 1  # an image-free prompt may be shorter
             generated = torch.arange(z.shape[1], device=z.device) >= (0 if self.seen else last)
-            replaced = self.method.op in ("resample", "twin")
+            replaced = self.method.op in ("resample", "image_free")
             steps = "generated" if replaced else self.method.steps
             chosen = {"all": torch.ones_like(generated), "prompt": ~generated, "generated": generated}[steps]
             if not chosen.any():

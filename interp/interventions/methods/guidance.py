@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from interp.interventions.methods.contrast import TwinReader, contrasted
+from interp.interventions.methods.contrast import ImageFreeReader, contrasted
 from interp.interventions.primitives.kv_cache import Marks, Memory, attending
-from interp.models import LVLM, AttentionCall, Inputs, twin
+from interp.models import LVLM, AttentionCall, Inputs, image_free
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PAI:
             if self.alpha:
                 options |= stack.enter_context(attending(model, inputs, choose))
             if self.gamma > 1:
-                reader = TwinReader(model, twin(model, inputs))
+                reader = ImageFreeReader(model, image_free(model, inputs))
                 options["logits_processor"] = [contrasted(reader, self.gamma - 1, self.plausibility)]
             yield options
 

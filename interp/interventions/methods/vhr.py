@@ -5,7 +5,7 @@ arXiv 2412.13949, eqs. 6 and 7, algorithm 1.
 
 Symbols: `VHD[l,i]` is `vhd`; `TA[l,i] = ||A[l,i](no image)||^2` is `text_energy`; `H_l` is `heads`; `alpha`
 keeps its name.  The paper leaves open, and this file makes a parameter: the standard deviation
-(`deviation`, default sample) and whether the image-free stream is reinforced too (`reinforce_twin`, default
+(`deviation`, default sample) and whether the image-free stream is reinforced too (`reinforce_image_free`, default
 yes, so that both streams differ by the image only).  Layers default to the paper's for the model's family, scaled to
 its depth (`PRESETS`).  `reselect` is a variant, not the paper's: sets are chosen anew at every step, while the cache
 keeps what earlier sets wrote.  The paper's ablation "same heads for every image" is `EditHeads(op="scale")`.
@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.interventions.primitives.head_scaling import head_directions, scaled_heads
+from interp.interventions.primitives.head_scaling import scaled_heads
 from interp.metrics.vhd import head_divergence
-from interp.models import LVLM, TWINS, Inputs, paired, read, run_with_edits
+from interp.models import IMAGE_FREE, LVLM, Inputs, head_results, paired, read, run_with_edits
 from interp.trace.divergence import streams
 
 CHOICES = ("vision-aware", "bottom", "random")
@@ -81,8 +81,8 @@ class VHR:
     `choice="bottom"` and `choice="random"` are its controls: in each layer as many heads as VHR would take,
     the ones of lowest VHD, or a set drawn from `seed` and kept for all images.  `alpha=1` changes nothing.
 
-    `layers` are numbers, else `preset` says which (`auto`: the paper's for the family); `twin` how the picture is taken
-    away; `outliers=False` leaves out eq. 6; `reselect` chooses anew at every step.
+    `layers` are numbers, else `preset` says which (`auto`: the paper's for the family); `image_free` how the picture is
+    taken away; `outliers=False` leaves out eq. 6; `reselect` chooses anew at every step.
     """
 
     alpha: float = 2.0
@@ -91,8 +91,8 @@ class VHR:
     choice: str = "vision-aware"
     deviation: str = "sample"
     outliers: bool = True
-    reinforce_twin: bool = True
-    twin: str = "remove"
+    reinforce_image_free: bool = True
+    image_free: str = "remove"
     reselect: bool = False
     seed: int = 0
 
@@ -107,8 +107,8 @@ class VHR:
             raise ValueError(f"choice is one of {', '.join(CHOICES)}, got {self.choice!r}")
         if self.deviation not in DEVIATIONS:
             raise ValueError(f"deviation is one of {', '.join(DEVIATIONS)}, got {self.deviation!r}")
-        if self.twin not in TWINS:
-            raise ValueError(f"twin is one of {', '.join(TWINS)}, got {self.twin!r}")
+        if self.image_free not in IMAGE_FREE:
+            raise ValueError(f"image_free is one of {', '.join(IMAGE_FREE)}, got {self.image_free!r}")
         if self.preset != "auto":
             paper_layers(32, self.preset)
 
@@ -152,11 +152,11 @@ class VHR:
                 layer, vhd[:, layer], vision_aware_heads(vhd[:, layer], text_energy, self.deviation, self.outliers)
             )
             factor = torch.where(heads[:, layer], self.alpha, 1.0).to(z)
-            twin = factor if self.reinforce_twin else torch.ones_like(factor)
-            return z * torch.stack([factor, twin], 1).flatten(0, 1)[:, None, :, None]
+            without = factor if self.reinforce_image_free else torch.ones_like(factor)
+            return z * torch.stack([factor, without], 1).flatten(0, 1)[:, None, :, None]
 
         run_with_edits(
-            model, paired(model, inputs, self.twin, None if written is None else list(written)), {"z": reinforce}
+            model, paired(model, inputs, self.image_free, None if written is None else list(written)), {"z": reinforce}
         )
         return HeadSelection(heads, vhd)
 
@@ -215,7 +215,7 @@ def alignment(model: LVLM, inputs: Inputs, alpha: float = 2.0) -> Float[Tensor, 
     for layer in range(model.n_layers):
         norm = model.part(layer, model.family.mlp_norm)
         stream = (found["resid_pre"][:, layer, 0] + found["attn_out"][:, layer, 0])[:, None]
-        alone = head_directions(model, found["z"][:, layer, 0], layer)
+        alone = head_results(model, found["z"][:, layer, 0], layer)
         both = [norm(stream + (factor - 1) * alone) for factor in (1.0, alpha)]
         cosines.append(torch.stack([torch.cosine_similarity(z, norm(alone), dim=-1).float() for z in both]))
     return torch.stack(cosines, 2)

@@ -117,7 +117,7 @@ def attending(model: LVLM, inputs: Inputs, choose: Choose, layers: range | None 
     marks = Marks.of(inputs)
 
     def watch_of(layer: int) -> Any:
-        def watch(call: AttentionCall) -> Any:  # other passes (a twin's, say) have a cache of their own
+        def watch(call: AttentionCall) -> Any:  # other passes (of an image-free prompt, say) have a cache of their own
             return choose(layer, call, memory[layer], marks) if call.key is memory[layer].keys else None
 
         return watch
