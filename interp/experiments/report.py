@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from interp import plots
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.chair import rates
 from interp.experiments.compared import BASELINE
-from interp.experiments.records import CaptionRecord, FailureRecord, ItemId, WordRecord, to_json
+from interp.experiments.records import CaptionRecord, FailureRecord, ImageRecord, ItemId, WordRecord, to_json
 from interp.experiments.words import TVhdSummary, sentence_records, t_vhd_lines, t_vhd_summary, word_records
 from interp.folder import replacing, write_text
 
@@ -158,21 +158,7 @@ def _in_order(records: Sequence[CaptionRecord], image_ids: Sequence[ItemId], nam
     return [by[i] for i in image_ids]
 
 
-class OfImage(Protocol):
-    """A record of an image by a method."""
-
-    @property
-    def image_id(self) -> ItemId:
-        """The image."""
-        ...
-
-    @property
-    def method(self) -> str:
-        """The method."""
-        ...
-
-
-def common_images(records: Sequence[OfImage], methods: Sequence[str]) -> list[ItemId]:
+def common_images(records: Sequence[ImageRecord], methods: Sequence[str]) -> list[ItemId]:
     """The images that came through with every method, in their order: what a table may be of."""
     of = {name: {r.image_id for r in records if r.method == name} for name in methods}
     return sorted(set.intersection(*of.values()), key=lambda i: (isinstance(i, str), i))
