@@ -11,6 +11,7 @@ import tyro
 from interp import plots
 from interp.attribution.patching import Over, Patching, first_order, logit_difference, patch
 from interp.cli.looking import Loading, OnePicture
+from interp.cli.options import flat
 from interp.cli.testbed import at_least_one
 from interp.data import read_image
 from interp.evaluate.objects import ObjectParser
@@ -20,6 +21,7 @@ from interp.models import image_free
 from interp.views.lens import look_through
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
 class Lens(OnePicture):
     """What each layer would say at each token of a caption, or at each place of the picture (logit lens)."""
@@ -62,6 +64,7 @@ class Lens(OnePicture):
             print(f"written: {self.out}")
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
 class Patch(Loading):
     """Put heads, layers or positions of a run on one picture into a run on another: how much comes over."""
@@ -139,8 +142,8 @@ class Detect:
     """Folder of a finished interp study: its captions, labels and model are taken."""
     method: str = "greedy"
     """Whose captions."""
-    device: str | None = None
-    """cpu, cuda, ...; where transformers puts the model if None."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, ..."""
     batch_size: int = 20
     """Captions at once."""
     seed: int = 0

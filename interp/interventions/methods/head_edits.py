@@ -64,6 +64,11 @@ class EditHeads(Method):
             object.__setattr__(self, "heads", "+".join(map(str, listed)))
         super().__post_init__()
 
+    @property
+    def least_rows(self) -> int:
+        """Rows that a batch must have: resample takes the next row's picture."""
+        return 2 if self.op == "resample" else 1
+
     def acts_on(self, name: str) -> bool:
         """Whether a pass is edited; outputs from another stream are at hand for the text that is written only."""
         return name == "main" if self.op in FROM_ANOTHER_STREAM else name in self.passes
