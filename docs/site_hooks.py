@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links that hold in the repository hold on the site, whose root shows both `docs/pages` and the repository's."""
     depth = page.file.src_uri.count("/")
-    outward = re.compile(r"\]\((?:\.\./){%d}" % (depth + 2))
-    return outward.sub("](" + "../" * depth, markdown).replace("](docs/pages/", "](")
+    outward = "](" + "../" * (depth + 2)
+    return markdown.replace(outward, "](" + "../" * depth).replace("](docs/pages/", "](")
 
 
 def _command(name: str, command: Command) -> str:
@@ -98,8 +97,8 @@ def _help(name: str) -> str:
 
 def _methods() -> str:
     return (
-        "# Methods\n\nWhat `interp methods` prints: name, parameters with their defaults, citation, cost, and the setting "
-        "that changes nothing. In `--methods` a comma separates methods and a colon parameters: "
+        "# Methods\n\nWhat `interp methods` prints: name, parameters with their defaults, citation, cost, and the "
+        "setting that changes nothing. In `--methods` a comma separates methods and a colon parameters: "
         "`greedy,vhr:alpha=1.5,vcd:alpha=0.5`. What they do on the testbed: [Results](results.md#methods).\n\n"
         f"```text\n{describe_methods()}\n```\n"
     )
