@@ -46,7 +46,7 @@ class Inputs:
 
     def require_room(self, new_tokens: int) -> None:
         """ValueError if the model has no positions for so many more tokens a row."""
-        if self.max_positions is None or not self.position_ids.numel():
+        if self.max_positions is None or self.position_ids.is_meta or not self.position_ids.numel():
             return
         taken = int(self.position_ids.max()) + 1
         if taken + new_tokens > self.max_positions:
