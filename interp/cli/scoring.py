@@ -78,7 +78,7 @@ class Pope(_Shown):
         self.keep(*self.answers, *self.questions)
         if not self.answers or len(self.answers) != len(self.questions):
             raise ValueError(
-                "expected at least one file of answers, and with --questions a questions file for each file of answers; "
+                "expected at least one file of answers, and by --questions a questions file for each file of answers, "
                 f"got {len(self.answers)} and {len(self.questions)}"
             )
         found = [

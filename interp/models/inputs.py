@@ -181,6 +181,18 @@ def padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {"qformer_input_ids": ids.gather(-1, order), "qformer_attention_mask": mask.gather(-1, order)}
 
 
+def position_limit(config: Any) -> int | None:
+    """How many positions a decoder knows, from its configuration; None if that names no limit.
+
+    Rotary positions that are stretched know more than `max_position_embeddings`, by their factor.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some have one a layer type
+    stretched = [k.get("factor") or 1 for k in kinds if k.get("rope_type") in ("linear", "dynamic", "yarn")]
+    return None if limit is None else int(limit * max([1.0, *stretched]))
+
+
 def read_pictures(row: Image | Sequence[Image], index: int) -> tuple[Image, ...]:
     """The pictures of a row, read, upright and in RGB."""
     pictures = [row] if isinstance(row, Image) else list(row)
