@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from interp import cli
 from interp.models import UnsupportedModelError, diagnose, load
-from interp.models.inputs import rendered
+from interp.models.inputs import position_limit, rendered
 from interp.models.loading import _taken
 from interp.testbed import WEIGHTS
 from interp.testbed.build import build_config, build_model, build_processor
@@ -197,12 +198,11 @@ def test_prompts_and_new_tokens_must_fit_the_positions(model, pictures):
     assert replace(inputs, max_positions=taken).require_room(0) is None
 
 
-def test_stretched_rotary_positions_know_more(model, monkeypatch):
-    config = model.hf.config.get_text_config()
-    monkeypatch.setattr(config, "rope_parameters", {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4})
-    assert model.max_positions == 4096
-    monkeypatch.setattr(config, "max_position_embeddings", None)
-    assert model.max_positions is None
+def test_stretched_rotary_positions_know_more():
+    stretched = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    for rope, limit in ((None, 1024), ({"rope_type": "default"}, 1024), (stretched, 4096), ({"full": stretched}, 4096)):
+        assert position_limit(SimpleNamespace(max_position_embeddings=1024, rope_parameters=rope)) == limit
+    assert position_limit(SimpleNamespace()) is None
 
 
 def test_a_bundled_model_is_whole():

@@ -76,9 +76,10 @@ class Pope(_Shown):
     def __call__(self) -> None:
         """Score."""
         self.keep(*self.answers, *self.questions)
-        if len(self.answers) != len(self.questions):
+        if not self.answers or len(self.answers) != len(self.questions):
             raise ValueError(
-                f"expected a questions file for each file of answers, got {len(self.questions)} and {len(self.answers)}"
+                "expected at least one file of answers, and by --questions a questions file for each file of answers, "
+                f"got {len(self.answers)} and {len(self.questions)}"
             )
         found = [
             score_pope(Path(answers), Path(questions), self.seed, self.rule)

@@ -38,7 +38,7 @@ def _read(path: Path, lists: Mapping[str, Mapping[str, tuple[type, ...]]]) -> di
             raise ValueError(f"{path} is not a COCO annotation file: it has no list {name!r}; expected {expected}")
         for number, entry in enumerate(entries, 1):
             require_fields(entry, fields, f"{path}, {name}, entry {number}")
-    return content
+    return {name: content[name] for name in lists}
 
 
 def _by_id(entries: Sequence[dict[str, Any]], path: Path, name: str) -> dict[int, dict[str, Any]]:

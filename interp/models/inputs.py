@@ -46,7 +46,7 @@ class Inputs:
 
     def require_room(self, new_tokens: int) -> None:
         """ValueError if the model has no positions for so many more tokens a row."""
-        if self.max_positions is None or not self.position_ids.numel():
+        if self.max_positions is None or self.position_ids.is_meta or not self.position_ids.numel():
             return
         taken = int(self.position_ids.max()) + 1
         if taken + new_tokens > self.max_positions:
@@ -179,6 +179,18 @@ def padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """A Q-Former's text, padded by its processor on the language model's side; it counts positions from the left."""
     order = mask.argsort(dim=-1, descending=True, stable=True)
     return {"qformer_input_ids": ids.gather(-1, order), "qformer_attention_mask": mask.gather(-1, order)}
+
+
+def position_limit(config: Any) -> int | None:
+    """How many positions a decoder knows, from its configuration; None if that names no limit.
+
+    Rotary positions that are stretched know more than `max_position_embeddings`, by their factor.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some have one a layer type
+    stretched = [k.get("factor") or 1 for k in kinds if k.get("rope_type") in ("linear", "dynamic", "yarn")]
+    return None if limit is None else int(limit * max([1.0, *stretched]))
 
 
 def read_pictures(row: Image | Sequence[Image], index: int) -> tuple[Image, ...]:

@@ -219,9 +219,12 @@ def _expected(name: str, part: str) -> str:
     if not (folder / "config.json").is_file():
         bundled = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
         return f"expected a bundled model ({bundled}), a folder or a hub id of a vision-language or language model."
-    torn = [file.name for file in sorted(folder.glob("*.safetensors")) if _is_torn(file)] if part == "weights" else []
-    of = f" ({', '.join(torn)} cut short or overwritten)" if torn else ""
-    return f"the {part}{of} in {folder} cannot be used; save or fetch the model again."
+    if part == "weights":
+        torn = [file.name for file in sorted(folder.glob("*.safetensors")) if _is_torn(file)]
+        if not torn:
+            return f"the weights in {folder} cannot be used with these options, or files of them are missing:"
+        part += f" ({', '.join(torn)} cut short or overwritten)"
+    return f"the {part} in {folder} cannot be used; save or fetch the model again."
 
 
 def _is_torn(file: Path) -> bool:

@@ -17,7 +17,7 @@ from interp.models import compat
 from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.generation import Generation, arguments, cache_bytes, described, own_settings, settings_of
-from interp.models.inputs import Inputs, counted, padded_right, read_pictures, rendered
+from interp.models.inputs import Inputs, counted, padded_right, position_limit, read_pictures, rendered
 from interp.models.steering import Steerable
 
 
@@ -53,6 +53,7 @@ class LVLM(Steerable):
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.max_positions: int | None = position_limit(config)
         self.image_token_id: int | None = None
         if self.family.image_token is not None:
             self.image_token_id = getattr(hf.config, self.family.image_token)
@@ -83,19 +84,6 @@ class LVLM(Steerable):
     def dtype(self) -> torch.dtype:
         """The type of the activations."""
         return self.hf.dtype
-
-    @property
-    def max_positions(self) -> int | None:
-        """How many positions the decoder knows; None if its configuration names no limit.
-
-        Rotary positions that are stretched know more than `max_position_embeddings`, by their factor.
-        """
-        config = self.hf.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        rope = getattr(config, "rope_parameters", None) or {}
-        kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some have one a layer type
-        stretched = [k.get("factor") or 1 for k in kinds if k.get("rope_type") in ("linear", "dynamic", "yarn")]
-        return None if limit is None else int(limit * max([1.0, *stretched]))
 
     @property
     def fingerprint(self) -> str:

@@ -34,7 +34,7 @@ def main() -> None:
         random.Random(chosen.seed).shuffle(attacks)
     with tempfile.TemporaryDirectory() as place:
         for number, attack in enumerate(attacks):
-            if time.monotonic() > (start + end) / 2 and chosen.kills:
+            if time.monotonic() > ((start + end) / 2 if chosen.kills else end):
                 break
             outcome = ledger.run(attack, Path(place) / str(number))
             if outcome.end in ("traceback", "accepted") or outcome.leak:
