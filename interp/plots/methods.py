@@ -129,7 +129,9 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
 
     Measures whose label says % are drawn from 0 to 100.
     """
-    lines = {n: textwrap.fill(shorten(readable(n), 44), 22) for values in measures.values() for n in values}
+    names = {name: readable(name) for values in measures.values() for name in values if name not in controls}
+    few = len(names) <= 4
+    lines = {n: textwrap.fill(shorten(text, 44), 22) if few else shorten(text, 32) for n, text in names.items()}
     longest = max(len(line) for text in lines.values() for line in text.split("\n"))
     figure, axes = panels(len(measures), 2.5 + 0.065 * longest)
     for ax, (label, values) in zip(axes, measures.items(), strict=True):
