@@ -115,7 +115,7 @@ def operating_curve(
     for name, v in shown.items():
         above = bool(len(x)) and v["recall"].value > np.interp(v["chair_i"].value, x, y)
         colour = "black" if name == "greedy" else "0.7" if name not in named else CORRECT if above else HALLUCINATED
-        bars = {"xerr": _ends(v["chair_i"]), "yerr": _ends(v["recall"])}
+        bars: dict[str, Any] = {"xerr": _ends(v["chair_i"]), "yerr": _ends(v["recall"])}
         ax.errorbar(v["chair_i"].value, v["recall"].value, fmt="o", markersize=4, elinewidth=0.8, color=colour, **bars)
     at = {name: (v["chair_i"].value, v["recall"].value) for name, v in shown.items()}
     along = [*zip(x, y, strict=True), *(p for name, p in at.items() if name not in named)]
