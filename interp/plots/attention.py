@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -102,8 +103,9 @@ def bars(
     for place, i in enumerate(order):
         text = format(values[i], digits) if np.isfinite(values[i]) else "no value"
         inside = shown[place] > low + 0.8 * (high - low) and limits is not None
-        style = {"color": "white" if inside else "black", "ha": "right" if inside else "left"}
+        style: dict[str, Any] = {"color": "white" if inside else "black", "ha": "right" if inside else "left"}
+        offset = (-3 if inside else 3, 0)
         at = (max(shown[place], low), place)
-        ax.annotate(text, at, (-3 if inside else 3, 0), textcoords="offset points", va="center", fontsize=8, **style)
+        ax.annotate(text, at, offset, textcoords="offset points", va="center", fontsize=8, **style)
     finish(ax)
     return ax

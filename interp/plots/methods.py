@@ -115,7 +115,7 @@ def operating_curve(
     for name, v in shown.items():
         above = bool(len(x)) and v["recall"].value > np.interp(v["chair_i"].value, x, y)
         colour = "black" if name == "greedy" else "0.7" if name not in named else CORRECT if above else HALLUCINATED
-        bars = {"xerr": _ends(v["chair_i"]), "yerr": _ends(v["recall"])}
+        bars: dict[str, Any] = {"xerr": _ends(v["chair_i"]), "yerr": _ends(v["recall"])}
         ax.errorbar(v["chair_i"].value, v["recall"].value, fmt="o", markersize=4, elinewidth=0.8, color=colour, **bars)
     at = {name: (v["chair_i"].value, v["recall"].value) for name, v in shown.items()}
     along = [*zip(x, y, strict=True), *(p for name, p in at.items() if name not in named)]
@@ -129,7 +129,9 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
 
     Measures whose label says % are drawn from 0 to 100.
     """
-    lines = {n: textwrap.fill(shorten(readable(n), 44), 22) for values in measures.values() for n in values}
+    names = {name: readable(name) for values in measures.values() for name in values if name not in controls}
+    few = len(names) <= 4
+    lines = {n: textwrap.fill(shorten(text, 44), 22) if few else shorten(text, 32) for n, text in names.items()}
     longest = max(len(line) for text in lines.values() for line in text.split("\n"))
     figure, axes = panels(len(measures), 2.5 + 0.065 * longest)
     for ax, (label, values) in zip(axes, measures.items(), strict=True):

@@ -25,7 +25,9 @@ def _side(component: float) -> float:
     return float(np.sign(component)) if abs(component) > 0.3 else 0.0
 
 
-def label_points(ax: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], avoid: Sequence) -> None:
+def label_points(
+    ax: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], avoid: Sequence[tuple[float, float]]
+) -> None:
     """Write each label as near to its point as is free; a thin line leads there from further away.
 
     `avoid` are further points, `(x, y)` in data, that no label may cover.  Limits of the axes are to be set before, as

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from interp.evaluate.bootstrap import Interval
-from interp.plots.attention import bars
+from interp.plots.attention import bars, sparsity_curves
 from interp.plots.heads import head_heatmap, predicted_against
 from interp.plots.methods import against_controls, chair_against
 from interp.plots.names import readable, setting, settings_of
