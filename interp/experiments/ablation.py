@@ -155,9 +155,7 @@ def _log_p(model: LVLM, inputs: Inputs, captions: Sequence[Tensor], edit: EditHe
     ids, written = whole.input_ids[:, -longest:, None], whole.attention_mask[:, -longest:].bool()
     log_p = logits.float().log_softmax(-1).gather(-1, ids.to(logits.device))[..., 0].masked_fill(~written, 0)
     if not log_p.isfinite().all():
-        raise NonFiniteLogitsError(
-            "the caption's tokens have no finite log-likelihood under the edit; use a weaker one"
-        )
+        raise NonFiniteLogitsError("the caption's tokens have no finite likelihood under the edit; use a weaker one")
     return [(float(row.sum()), len(c)) for row, c in zip(log_p, captions, strict=True)]
 
 
