@@ -48,10 +48,12 @@ def main(args: Sequence[str] | None = None) -> None:
         command = _app().cli(
             prog="interp", description="Looking inside vision-language models that hallucinate.", args=args
         )
-        command()
+        code = command()
     except (ValueError, OSError) as error:
         print(f"interp: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interp: interrupted; study and testbed train go on where they stopped", file=sys.stderr)
         sys.exit(130)
+    if code:
+        sys.exit(code)

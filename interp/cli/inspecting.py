@@ -10,16 +10,20 @@ import tyro
 
 from interp import plots
 from interp.attribution.patching import Over, Patching, first_order, logit_difference, patch
-from interp.cli.looking import Loading, OnePicture
+from interp.cli.looking import OnePicture
+from interp.cli.options import TESTBED, UncheckedModel, flat
 from interp.cli.testbed import at_least_one
 from interp.data import read_image
 from interp.evaluate.objects import ObjectParser
+from interp.experiments.config import ModelConfig
 from interp.experiments.detector import detect
+from interp.experiments.setup import open_model
 from interp.experiments.written import WrittenRun
 from interp.models import image_free
 from interp.views.lens import look_through
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
 class Lens(OnePicture):
     """What each layer would say at each token of a caption, or at each place of the picture (logit lens)."""
@@ -67,8 +71,9 @@ class Lens(OnePicture):
             print(f"written: {self.out}")
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
-class Patch(Loading):
+class Patch:
     """Put heads, layers or positions of a run on one picture into a run on another: how much comes over."""
 
     EXAMPLES: ClassVar[tuple[str, str]] = (
@@ -76,6 +81,7 @@ class Patch(Loading):
         "interp patch --image photo.png --image-free blank --site resid_post --over position --out patching",
     )
 
+    model: UncheckedModel = TESTBED
     image: str
     """Picture file of the run that is patched."""
     source: str | None = None
@@ -106,7 +112,7 @@ class Patch(Loading):
         except ValueError:
             raise ValueError(f"positions are written like -1,-2, got {self.positions!r}") from None
         pictures = [read_image(Path(file)) for file in (self.image, self.source) if file is not None]
-        model = self.load()
+        model = open_model(ModelConfig(**vars(self.model)))
         target = model.inputs(pictures[:1], self.prompt)
         other = model.inputs(pictures[1:], self.prompt) if self.source else image_free(model, target, self.image_free)
         this, that = (int(model.answer(w, target.texts[0]).ids[0]) for w in (self.word, self.against))
@@ -141,6 +147,7 @@ class Patch(Loading):
         return "\n".join(lines)
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
 class Detect:
     """Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position and probability."""
@@ -154,8 +161,7 @@ class Detect:
     """Folder of a finished interp study: its captions, labels and model are taken."""
     method: str = "greedy"
     """Whose captions."""
-    device: str | None = None
-    """cpu, cuda, ...; where transformers puts the model if None."""
+    model: UncheckedModel = TESTBED
     batch_size: int = 20
     """Captions at once."""
     seed: int = 0
@@ -167,7 +173,7 @@ class Detect:
         """Train, compare, print the table."""
         at_least_one(batch_size=self.batch_size)
         run = WrittenRun.read(self.run, self.method)
-        found = detect(run.load(self.device), run, batch_size=self.batch_size, seed=self.seed)
+        found = detect(run.load(ModelConfig(**vars(self.model))), run, batch_size=self.batch_size, seed=self.seed)
         print(found)
         if self.out is not None:
             names = ("model", "weights", "data", "split", "prompt", "image_ids")

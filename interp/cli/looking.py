@@ -1,67 +1,55 @@
 """Commands that look into one model."""
 
-import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from interp import plots
+from interp.cli.options import TESTBED, Unchecked, UncheckedModel, checked, flat
 from interp.cli.picture import Shown, show
 from interp.cli.testbed import at_least_one
-from interp.models import LVLM, Head, diagnose, load
-from interp.trace.sinks import SinksConfig, measure_sinks
+from interp.experiments.config import ModelConfig
+from interp.experiments.setup import open_model
+from interp.experiments.sinks import SinksConfig, run_sinks
+from interp.models import LVLM, Head, diagnose
 from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a model is loaded, for the commands that take one."""
-
-    model: str = "testbed"
-    """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-    device: str | None = None
-    """cpu, cuda, ...; where transformers puts the model if None."""
-    dtype: str = "float32"
-    """Type of the weights: float32, bfloat16, float16 or auto."""
-    device_map: str | None = None
-    """auto spreads a model too large for one device."""
-    attn_implementation: str | None = None
-    """sdpa, eager, flash_attention_2, ...; the model's own default if None."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    trust_remote_code: bool = False
-    """Whether to run code that comes with a hub model."""
-
-    def load(self, **more: Any) -> LVLM:
-        """Load it."""
-        named = ("device_map", "attn_implementation", "revision")
-        options = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
-        remote_code = {"trust_remote_code": self.trust_remote_code}
-        return load(self.model, dtype=self.dtype, device=self.device, **remote_code, **options, **more)
-
-
-@dataclass(frozen=True)
-class Doctor(Loading):
-    """Check whether interp reads and edits a model rightly; exit code 1 if not."""
+class _Named(UncheckedModel):
+    """Which model, and how it is loaded."""
 
     model: tyro.conf.Positional[str] = "testbed"
     """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
 
-    def __call__(self) -> None:
+
+def _loaded(options: UncheckedModel, **more: Any) -> LVLM:
+    return open_model(ModelConfig(**vars(options)), **more)
+
+
+@flat
+@dataclass(frozen=True)
+class Doctor:
+    """Check whether interp reads and edits a model rightly; exit code 1 if not."""
+
+    model: _Named = _Named()
+
+    def __call__(self) -> int:
         """Print every check."""
-        diagnosis = diagnose(self.load(check=False))
+        diagnosis = diagnose(_loaded(self.model, check=False))
         print(diagnosis)
-        if not diagnosis.healthy:
-            sys.exit(1)
+        return 0 if diagnosis.healthy else 1
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
-class OnePicture(Loading):
+class OnePicture:
     """A picture to look at: a file, or one of a study with its model and the tokens of its caption."""
 
+    model: UncheckedModel = TESTBED
     image: str | None = None
     """Picture file."""
     run: str | None = None
@@ -75,11 +63,11 @@ class OnePicture(Loading):
 
     def shown(self) -> Shown:
         """Open it."""
-        if self.run is not None and self.model != "testbed":
-            raise ValueError("--run brings its own model; leave out --model")
-        return show(self.load, self.image, self.prompt, self.run, self.image_id, self.method)
+        config = ModelConfig(**vars(self.model))
+        return show(config, self.image, self.prompt, self.run, self.image_id, self.method)
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
 class Heads(OnePicture):
     """Rank the heads of a model by how far one picture moves them (VHD); with --caption, T-VHD of each token."""
@@ -111,6 +99,7 @@ class Heads(OnePicture):
             print(f"written: {self.out}")
 
 
+@flat
 @dataclass(frozen=True, kw_only=True)
 class Overlay(OnePicture):
     """Draw where heads look on a picture at the step that writes a word of the caption."""
@@ -143,21 +132,16 @@ class Overlay(OnePicture):
         print(f"{title}\nwritten: {self.out}")
 
 
+@flat
 @dataclass(frozen=True)
-class Sinks(SinksConfig, Loading):
+class Sinks(Unchecked, SinksConfig):
     """How often the first token of a text is an attention sink, by kind of input, and what it looks like inside."""
 
-    model: str = "testbed"
-    """A bundled model (testbed, testbed-sink), a folder, or a hub id; vision-language models run without a picture."""
-
-    def __post_init__(self) -> None:
-        """Nothing: checked when called, so that a mistake is told in one line and not by the parser."""
+    model: UncheckedModel = TESTBED
 
     def __call__(self) -> None:
         """Measure and print the table."""
-        config = SinksConfig(**{field.name: getattr(self, field.name) for field in fields(SinksConfig)})
-        report = measure_sinks(self.load(), config)
-        print(report)
-        if self.out is not None:
-            report.write(Path(self.out))
-            print(f"written: {self.out}")
+        config = checked(self, SinksConfig)
+        print(run_sinks(config))
+        if config.out is not None:
+            print(f"written: {config.out}")

@@ -95,12 +95,12 @@ def _gathered(model: LVLM, run: WrittenRun, batch_size: int) -> _Words:
         part: list[Written] = chosen[start : start + batch_size]
         inputs = model.inputs([run.sample(c.image_id).image for c in part], run.prompt)
         tokens = [c.tokens.to(model.device) for c in part]
-        features.append(word_features(model, inputs, tokens, [[m["token"] for m in c.mentions] for c in part]))
+        features.append(word_features(model, inputs, tokens, [[m.token for m in c.mentions] for c in part]))
     mentions = [(i, m) for i, c in enumerate(chosen) for m in c.mentions]
     return _Words(
         features,
-        [m["object"] for _, m in mentions],
-        np.array([m["hallucinated"] for _, m in mentions]),
+        [m.object for _, m in mentions],
+        np.array([m.hallucinated for _, m in mentions]),
         np.array([i for i, _ in mentions]),
     )
 

@@ -1,7 +1,6 @@
 """What a study wrote, taken up again: its model, its pictures, and its captions with the tokens that wrote them."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,21 @@ from torch import Tensor
 
 from interp.data import Data, Sample, open_data
 from interp.evaluate.objects import ObjectParser
-from interp.models import LVLM, load
+from interp.experiments.config import ModelConfig
+from interp.experiments.manifest import read_manifest
+from interp.experiments.records import CaptionRecord, MentionRecord, read_records
+from interp.experiments.setup import open_model
+from interp.models import LVLM
 
 
 @dataclass(frozen=True)
 class Written:
-    """A caption as it was written, with the objects it names (`mentions`, as the records have them)."""
+    """A caption as it was written, with the objects it names."""
 
     image_id: int | str
     text: str
     tokens: Int[Tensor, " token"]
-    mentions: tuple[dict[str, Any], ...]
+    mentions: tuple[MentionRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -35,26 +38,17 @@ class WrittenRun:
 
     @classmethod
     def read(cls, folder: str | Path, method: str = "greedy") -> "WrittenRun":
-        """Read a run, finished or not; ValueError if it holds no captions of the method, or no tokens of them."""
+        """Read a run, finished or not; ValueError if it holds no captions of the method."""
         folder = Path(folder)
-        files = [folder / name for name in ("manifest.json", "captions.jsonl")]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(f"{folder} holds no run of interp study: it has no {' and no '.join(missing)}")
-        manifest = json.loads(files[0].read_text(encoding="utf-8"))
-        text = files[1].read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        methods = list(dict.fromkeys(row["method"] for row in rows))
+        manifest = read_manifest(folder)
+        rows = read_records(folder / "captions.jsonl", CaptionRecord)
+        methods = list(dict.fromkeys(row.method for row in rows))
         if method not in methods:
             raise ValueError(f"{folder} has captions of {', '.join(methods) or 'no method'}, got {method!r}")
-        chosen = [row for row in rows if row["method"] == method]
-        if not all("tokens" in row for row in chosen):
-            raise ValueError(f"{folder} was written before runs kept the tokens of captions; run the study again")
         found = {
-            row["image_id"]: Written(
-                row["image_id"], row["caption"], torch.tensor(row["tokens"], dtype=torch.long), tuple(row["mentions"])
-            )
-            for row in chosen
+            row.image_id: Written(row.image_id, row.caption, torch.tensor(row.tokens, dtype=torch.long), row.mentions)
+            for row in rows
+            if row.method == method
         }
         return cls(folder, manifest, found)
 
@@ -72,18 +66,23 @@ class WrittenRun:
 
     def sample(self, image_id: int | str) -> Sample:
         """An image of the run."""
-        return self.data.load(image_id)  # pyright: ignore[reportArgumentType]
+        return self.data.load(image_id)
 
     @property
     def prompt(self) -> str:
         """What the model was asked."""
         return self.manifest["prompt"]
 
-    def load(self, device: str | None = None, **options: Any) -> LVLM:
-        """The model that wrote the captions; ValueError if its weights are other ones now."""
-        revision = self.manifest.get("revision")
-        more = {"revision": revision} if revision else {}
-        model = load(self.manifest["model"], dtype=self.manifest["dtype"], device=device, **more, **options)
+    def load(self, config: ModelConfig | None = None) -> LVLM:
+        """The model that wrote the captions, on the device and backend of `config`.
+
+        Raises ValueError if its weights are other ones now, or `config` names another model.
+        """
+        config = ModelConfig() if config is None else config
+        if config.model not in (ModelConfig().model, self.manifest["model"]):
+            raise ValueError(f"the run in {self.folder} brings its own model; leave out --model, got {config.model!r}")
+        own = {name: self.manifest.get(name) for name in ("model", "revision", "dtype", "quantization")}
+        model = open_model(replace(config, **own))
         if model.fingerprint != self.manifest["weights"]:
             raise ValueError(
                 f"{self.manifest['model']} has other weights now ({model.fingerprint}) than those that wrote "

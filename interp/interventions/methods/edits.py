@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,14 +35,18 @@ STEPS = ("all", "prompt", "generated")
 _CHOSEN = re.compile(r"(top|bottom|random)(?:(\d+(?:\.\d+)?)(%?))?")
 
 
-@lru_cache(maxsize=8)
 def read_ranking(path: str) -> dict[str, np.ndarray]:
-    """The maps `[layer, head]` of a ranking file, and `mean` `[layer, head, d_head]`."""
+    """The maps `[layer, head]` of a ranking file as it is now, and `mean` `[layer, head, d_head]`."""
     if not Path(path).is_file():
         raise ValueError(
             f"expected ranking=FILE, the heads.npz that interp causal --out DIR writes; there is none at {path!r}"
         )
-    with np.load(path) as file:
+    return _maps_in(Path(path).read_bytes())
+
+
+@lru_cache(maxsize=8)
+def _maps_in(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(BytesIO(content)) as file:
         return {name: file[name] for name in file.files}
 
 
@@ -115,6 +120,11 @@ class EditHeads:
             object.__setattr__(self, "heads", "+".join(map(str, listed)))
         if not 0 <= self.share <= 1:
             raise ValueError(f"share lies between 0 and 1, got {self.share}")
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that a batch must have: resample takes the next row's picture."""
+        return 2 if self.op == "resample" else 1
 
     def chosen(self, model: LVLM) -> tuple[Head, ...]:
         """The heads of this model that are edited."""
