@@ -54,7 +54,7 @@ def test_images_that_go_by_file_names(scenes, tmp_path):
     (tmp_path / "ids").write_text("cat.png\n42\n")
     assert data.chosen(tmp_path / "ids").image_ids == ("COCO_val2014_000000000042.jpg", "cat.png")
     (tmp_path / "ids").write_text("7")
-    with pytest.raises(ValueError, match="7 may be any of a_7.png, b_7.png; list file names instead"):
+    with pytest.raises(ValueError, match=r"7 may be any of a_7\.png, b_7\.png; list file names instead"):
         data.chosen(tmp_path / "ids")
 
 

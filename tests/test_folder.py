@@ -32,9 +32,14 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
             write_text(path, "new")
     assert not list(tmp_path.iterdir()), "nothing is left that a later start would stumble over"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as new:
-        new.write_text("half of")
-        raise RuntimeError
+
+    def fail() -> None:
+        with replacing(path) as new:
+            new.write_text("half of")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 
