@@ -16,13 +16,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testbed": {"folder", *BASE},
     "models": {"testbed"},
     "trace": {"models", "metrics"},
-    "interventions": {"trace", "models", "metrics"},
+    "interventions": {"plugins", "trace", "models", "metrics"},
     "attribution": {"interventions", "trace", "models", "metrics", "evaluate"},
     "data": {"sources", "testbed", "evaluate"},
     "sources": {"evaluate"},
+    "plugins": set(),
     "plots": BASE,
     "views": {"attribution", "trace", "models", "plots", *BASE},
-    "experiments": {*("attribution", "interventions", "trace", "models", "data", "sources", "plots", "folder"), *BASE},
+    "experiments": {
+        *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
+        *BASE,
+    },
     "bench": {"experiments", "trace", "models", "testbed"},
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
@@ -42,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"primitives"}, {"methods"}, {"registry"}],
+    "interventions": [{"primitives", "directions"}, {"methods"}, {"registry"}],
     "models": [
         {"families", "inputs", "kernels", "encoding"},
         {"lvlm"},

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ Numbers = Annotated[list[Any], "numbers"]
 """An array as nested lists of numbers."""
 
 
+@runtime_checkable
 class Record(Protocol):
     """What the engine needs to know of a record."""
 
