@@ -55,7 +55,7 @@ def score_run(folder: str | Path, name: str, seed: int = 0) -> OwnScore:
         if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
             found.setdefault(row.method, {})[row.image_id] = float(value)
         else:
-            raise ValueError(f"{name} gives {value!r} for image {row.image_id} of {row.method}; expected a finite number")
+            raise ValueError(f"{name} gives {value!r} for image {row.image_id} of {row.method}; expected a number")
     images = sorted(set.intersection(*(set(values) for values in found.values())), key=str)
     if not images:
         raise ValueError(f"no image of {folder} has a caption of every method yet")
