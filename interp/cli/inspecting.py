@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,6 @@ from interp.views.lens import look_through
 @dataclass(frozen=True, kw_only=True)
 class Lens(OnePicture):
     """What each layer would say at each token of a caption, or at each place of the picture (logit lens)."""
-
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp lens --image photo.jpg --over image --words categories",
-        "interp lens --run runs/DIR --image-id 7 --out lens",
-    )
 
     caption: str | None = None
     """The caption; the model's own if None."""
@@ -77,11 +72,6 @@ class Lens(OnePicture):
 @dataclass(frozen=True, kw_only=True)
 class Patch:
     """Put heads, layers or positions of a run on one picture into a run on another: how much comes over."""
-
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp patch --image without.png --source with.png --prompt 'Is there a knife in the image?'",
-        "interp patch --image photo.png --image-free blank --site resid_post --over position --out patching",
-    )
 
     model: UncheckedModel = TESTBED
     image: str
@@ -154,11 +144,6 @@ class Patch:
 class Detect:
     """Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position and probability."""
 
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp detect runs/DIR",
-        "interp detect runs/DIR --out figures/detector",
-    )
-
     run: tyro.conf.Positional[str]
     """Folder of a finished interp study: its captions, labels and model are taken."""
     method: str = "greedy"
@@ -188,11 +173,6 @@ class Detect:
 class Score:
     """Score the captions of a study with a function of your own, with intervals and paired differences."""
 
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp score runs/DIR --score mypackage.mymodule:my_score",
-        "interp score runs/DIR --score my-score",
-    )
-
     run: tyro.conf.Positional[str]
     """Folder of interp study."""
     score: str
@@ -209,11 +189,6 @@ class Score:
 @dataclass(frozen=True, kw_only=True)
 class MakeDirection:
     """Make a steering vector from a study: correct minus hallucinated words, or with the picture minus without."""
-
-    EXAMPLES: ClassVar[tuple[str, str]] = (
-        "interp direction runs/DIR --layer 5 --out words.npz",
-        "interp direction runs/DIR --layer 5 --of pictures --limit 50 --out picture.npz",
-    )
 
     run: tyro.conf.Positional[str]
     """Folder of interp study, on other images than those that will be steered."""
