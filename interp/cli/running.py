@@ -1,7 +1,7 @@
 """Commands that run over a data set; their options are the fields of the configurations and of their parts."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from interp.cli.options import DATA, RUN, TESTBED, Unchecked, UncheckedData, UncheckedModel, UncheckedRun, checked, flat
 from interp.experiments.ablation import AblateConfig, run_ablate
@@ -18,6 +18,7 @@ _SURVEY_DATA, _SURVEY_RUN = UncheckedData(**vars(SurveyConfig.data)), UncheckedR
 _CAUSAL_DATA, _CAUSAL_RUN = UncheckedData(**vars(CausalConfig.data)), UncheckedRun(**vars(CausalConfig.run))
 
 
+@runtime_checkable
 class Report(Protocol):
     """What an experiment gives back: a text, and how many items failed."""
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -158,6 +158,7 @@ def _in_order(records: Sequence[CaptionRecord], image_ids: Sequence[ItemId], nam
     return [by[i] for i in image_ids]
 
 
+@runtime_checkable
 class OfImage(Protocol):
     """A record of an image by a method."""
 
