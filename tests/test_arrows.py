@@ -17,13 +17,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testbed": {"folder", *BASE},
     "models": {"testbed", "pictures"},
     "trace": {"models", "metrics"},
-    "interventions": {"trace", "models", "metrics"},
+    "interventions": {"plugins", "trace", "models", "metrics"},
     "attribution": {"interventions", "trace", "models", "metrics", "evaluate"},
     "data": {"sources", "testbed", "evaluate", "pictures"},
     "sources": {"evaluate"},
+    "plugins": set(),
     "plots": BASE,
     "views": {"attribution", "trace", "models", "plots", *BASE},
-    "experiments": {"attribution", "interventions", "trace", "models", "data", "plots", "folder", "pictures", *BASE},
+    "experiments": {
+        *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
+        *("pictures", *BASE),
+    },
     "bench": {"experiments", "trace", "models", "testbed"},
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
@@ -44,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"base"}, {"primitives"}, {"methods"}, {"registry"}],
+    "interventions": [{"base"}, {"primitives", "directions"}, {"methods"}, {"registry"}],
     "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
         {"compat", "families", "inputs", "encoding", "smollm2"},

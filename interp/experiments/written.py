@@ -1,6 +1,6 @@
 """What a study wrote, taken up again: its model, its pictures, and its captions with the tokens that wrote them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from interp.models import LVLM
 
 @dataclass(frozen=True)
 class Written:
-    """A caption as it was written, with the objects it names (`mentions`, as the records have them)."""
+    """A caption as it was written, with the objects it names."""
 
     image_id: int | str
     text: str
@@ -38,7 +38,7 @@ class WrittenRun:
 
     @classmethod
     def read(cls, folder: str | Path, method: str = "greedy") -> "WrittenRun":
-        """Read a run, finished or not; ValueError if it holds no captions of the method, or no tokens of them."""
+        """Read a run, finished or not; ValueError if it holds no captions of the method."""
         folder = Path(folder)
         manifest = read_manifest(folder)
         if not (folder / "captions.jsonl").is_file():
@@ -68,17 +68,23 @@ class WrittenRun:
 
     def sample(self, image_id: int | str) -> Sample:
         """An image of the run."""
-        return self.data.load(image_id)  # pyright: ignore[reportArgumentType]
+        return self.data.load(image_id)
 
     @property
     def prompt(self) -> str:
         """What the model was asked."""
         return self.manifest["prompt"]
 
-    def load(self, device: str = "cpu") -> LVLM:
-        """The model that wrote the captions; ValueError if its weights are other ones now."""
-        named = ("model", "revision", "dtype", "quantization")
-        model = open_model(ModelConfig(device=device, **{name: self.manifest[name] for name in named}))
+    def load(self, config: ModelConfig | None = None) -> LVLM:
+        """The model that wrote the captions, on the device and backend of `config`.
+
+        Raises ValueError if its weights are other ones now, or `config` names another model.
+        """
+        config = ModelConfig() if config is None else config
+        if config.model not in (ModelConfig().model, self.manifest["model"]):
+            raise ValueError(f"the run in {self.folder} brings its own model; leave out --model, got {config.model!r}")
+        own = {name: self.manifest.get(name) for name in ("model", "revision", "dtype", "quantization")}
+        model = open_model(replace(config, **own))
         if model.fingerprint != self.manifest["weights"]:
             raise ValueError(
                 f"{self.manifest['model']} has other weights now ({model.fingerprint}) than those that wrote "
