@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interp.interventions.primitives.head_sets import head_set
 from test_families import PROMPTS, picture
 from zoo import build
 
 from interp.interventions import EditHeads, parse_method
+from interp.interventions.primitives.head_sets import head_set
 from interp.models import LVLM, Head, Inputs, image_free, load, read, run_with_edits
 
 HEADS = "L0H1+L2H3+L2H0"

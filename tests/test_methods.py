@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from interp.interventions.methods.snapkv import KeptOfPrompt
-from interp.metrics.contrast import farthest
 from test_families import PROMPTS, picture
 from zoo import build
 
 from interp import cli
 from interp.interventions import H2O, METHODS, PAI, FastV, SnapKV, StreamingLLM, TopK, parse_method
+from interp.interventions.methods.snapkv import KeptOfPrompt
+from interp.metrics.contrast import farthest
 from interp.models import AttentionCall, load
 from interp.models.kernels import watched
 
