@@ -139,7 +139,7 @@ def examine_dose(model: Any, processor: Any, split: Split, n: int, seed: int = 0
 
 
 def draw_doses(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The dose-response curve: captions, habit, probe and causes against the steps of visual tuning, `dose` of a row."""
+    """The dose-response curve: captions, habit, probe and causes against the steps of visual tuning, a row's `dose`."""
     steps = [max(row["dose"], 0.5) for row in rows]  # 0 has no place on a logarithmic axis
     panels: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
