@@ -337,7 +337,8 @@ def test_attention_commands(tmp_path, pictures, capsys):
     assert "repeated" in capsys.readouterr().out
     assert json.loads((tmp_path / "sinks" / "sinks.json").read_text())["rows"][1]["kind"] == "repeated"
     drawn = tmp_path / "overlay.png"
-    args = ["overlay", "--image", str(photo), "--token", "is", "--heads", "L5H7,L4H7", "--out", str(drawn)]
+    args = ["overlay", "--image", str(photo), "--token", "is", "--nth", "1", "--heads", "L5H7,L4H7"]
+    args += ["--out", str(drawn)]
     cli.main(args)
     assert "% of the attention is on the picture" in capsys.readouterr().out
     assert drawn.exists()

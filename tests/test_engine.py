@@ -22,10 +22,11 @@ from interp.cli import main
 from interp.experiments import captions as captions_module
 from interp.experiments.captions import StudyConfig, run_study
 from interp.experiments.config import RunConfig
-from interp.experiments.engine import FailedBatchError, Job, Run, Shard, cut, halving, is_out_of_memory
+from interp.experiments.engine import Job, Run, Shard, cut, halving, is_out_of_memory
 from interp.experiments.manifest import Manifest
 from interp.experiments.reading import read_batches
 from interp.experiments.records import FailureRecord, LikelihoodRecord, RecordFile
+from interp.models import NonFiniteLogitsError
 from interp.testbed.export import export
 
 SMALL: dict[str, Any] = {"limit": 6, "batch_size": 2, "max_new_tokens": 16, "methods": "greedy,vhr"}
@@ -218,16 +219,34 @@ def test_what_counts_as_short_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
-def test_a_failed_batch_names_its_image_and_other_errors_end_the_run():
+def test_logits_that_are_not_finite_name_their_image_and_other_errors_end_the_run():
     def work(samples):
         if "c" in samples:
-            raise FailedBatchError("logits are not finite")
+            raise NonFiniteLogitsError("logits are not finite")
         return [LikelihoodRecord(0, "m", 0.0, 1) for _ in samples]
 
     found = {part[0][0]: rows for part, rows in halving(list(enumerate("abcd")), work) if isinstance(rows, str)}
     assert found == {2: "logits are not finite"}
     with pytest.raises(ValueError, match="a user's mistake"):
         list(halving([(0, "a")], lambda _: (_ for _ in ()).throw(ValueError("a user's mistake"))))
+
+
+def test_a_method_that_breaks_the_logits_fails_and_is_named(tmp_path, monkeypatch):
+    """Greedy's captions come through; the run ends with a clear error, as there is nothing to compare."""
+    real = captions_module.caption_records
+
+    def broken(model, samples, parser, config, name, method):
+        if name == "vhr":
+            raise NonFiniteLogitsError(f"the logits of the next token are not finite with {name}")
+        return real(model, samples, parser, config, name, method)
+
+    monkeypatch.setattr(captions_module, "caption_records", broken)
+    with pytest.raises(ValueError, match=r"no image came through with every method; .*failures.jsonl says why"):
+        run_study(configured(StudyConfig, **(SMALL | {"limit": 2}), out=str(tmp_path / "run")))
+    failures = lines(tmp_path / "run" / "failures.jsonl")
+    assert [f["method"] for f in failures] == ["vhr", "vhr"]
+    assert "not finite with vhr" in failures[0]["error"]
+    assert len(lines(tmp_path / "run" / "captions.jsonl")) == 2
 
 
 def test_batches_for_a_method_that_needs_a_second_row():

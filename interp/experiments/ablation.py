@@ -20,9 +20,9 @@ from interp.data import Sample
 from interp.evaluate.bootstrap import Interval, differences, intervals
 from interp.experiments.attribution import CausalConfig, causal
 from interp.experiments.captions import StudyConfig, study
-from interp.experiments.compared import BASELINE, described, least_rows
+from interp.experiments.compared import BASELINE, check_methods, described, least_rows
 from interp.experiments.config import HUNDRED, DataConfig, at_least
-from interp.experiments.engine import Job, Run
+from interp.experiments.engine import Job, Run, require_rows
 from interp.experiments.manifest import content_digest
 from interp.experiments.pope import PopeConfig, ask
 from interp.experiments.records import CaptionRecord, ItemId, LikelihoodRecord, read_records
@@ -30,7 +30,7 @@ from interp.experiments.report import Summary, aligned, cell, common_images, sum
 from interp.experiments.setup import Setup
 from interp.folder import write_text
 from interp.interventions import EditHeads, Method
-from interp.models import LVLM, Inputs
+from interp.models import LVLM, Inputs, NonFiniteLogitsError
 
 MEASURES = {
     "chair_s": "CHAIR_S (%)",
@@ -154,6 +154,10 @@ def _log_p(model: LVLM, inputs: Inputs, captions: Sequence[Tensor], edit: EditHe
             logits = run()
     ids, written = whole.input_ids[:, -longest:, None], whole.attention_mask[:, -longest:].bool()
     log_p = logits.float().log_softmax(-1).gather(-1, ids.to(logits.device))[..., 0].masked_fill(~written, 0)
+    if not log_p.isfinite().all():
+        raise NonFiniteLogitsError(
+            "the caption's tokens have no finite log-likelihood under the edit; use a weaker one"
+        )
     return [(float(row.sum()), len(c)) for row, c in zip(log_p, captions, strict=True)]
 
 
@@ -212,12 +216,23 @@ def _ranked(setup: Setup, config: AblateConfig, out: Path) -> str:
     return str(out / "ranking" / "heads.npz")
 
 
+def _check(setup: Setup, config: AblateConfig) -> None:
+    """ValueError, before anything runs, for what is known to be wrong without a ranking."""
+    setup.require_truth()
+    edits = config.named(config.ranking or "", 1)
+    require_rows(least_rows(edits), "image", len(setup.data.image_ids), config.run.batch_size)
+    if config.ranking or not (config.heads.startswith(("top", "bottom")) or config.op == "mean"):
+        check_methods(setup.model, {"edit": next(iter(edits.values()))})
+    check_methods(setup.model, config.compared)
+
+
 def run_ablate(config: AblateConfig) -> Ablation | None:
     """Rank the heads if need be, then measure the edit and its controls, or go on with a run that was interrupted.
 
     Under a launcher of several processes the first one returns the result, the others None when all is written.
     """
     setup = Setup.of(config)
+    _check(setup, config)
     own = {f.name for f in fields(AblateConfig)} - {"model", "data", "run", "methods", "ranking"}
     files = {"ranking": Path(config.ranking)} if config.ranking else {}
     settings = {name: getattr(config, name) for name in sorted(own)} | {"methods": described(config.compared)}

@@ -25,13 +25,10 @@ from interp.experiments.manifest import Manifest
 from interp.experiments.reading import read_batches
 from interp.experiments.records import FailureRecord, ItemId, Record, RecordFile, read_records, to_json
 from interp.folder import locked, replacing
+from interp.models import NonFiniteLogitsError
 
 Key = tuple[ItemId, str]
 R = TypeVar("R", bound=Record)
-
-
-class FailedBatchError(ValueError):
-    """What a batch cannot do, though its settings are right: the images that cause it fail, and the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +82,16 @@ class Job(Generic[R]):
 
     def check(self, batch_size: int) -> None:
         """ValueError if a method needs more rows than there can be."""
-        for name, least in self.least_rows.items():
-            if least > min(batch_size, len(self.items)):
-                raise ValueError(
-                    f"{name} needs at least {least} {self.unit}s in a batch, got {len(self.items)} in all and a "
-                    f"batch_size of {batch_size}"
-                )
+        require_rows(self.least_rows, self.unit, len(self.items), batch_size)
+
+
+def require_rows(least_rows: Mapping[str, int], unit: str, n_items: int, batch_size: int) -> None:
+    """ValueError if a method needs more rows in a batch than there can be."""
+    for name, least in least_rows.items():
+        if least > min(batch_size, n_items):
+            raise ValueError(
+                f"{name} needs at least {least} {unit}s in a batch, got {n_items} in all and a batch_size of {batch_size}"
+            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -112,7 +113,7 @@ _Pairs = Sequence[tuple[ItemId, Any]]
 def halving(
     pairs: _Pairs, work: Callable[[Sequence[Any]], list[R]], least: int = 1
 ) -> Iterator[tuple[_Pairs, list[R] | str]]:
-    """Work on a batch of `(id, sample)`, on its halves if memory is short or it fails, and so on.
+    """Work on a batch of `(id, sample)`, on its halves if memory is short or logits are not finite, and so on.
 
     Yields each part with its records, or with what went wrong where it cannot be halved into parts of `least` rows.
     """
@@ -127,7 +128,7 @@ def halving(
     except (RuntimeError, ValueError, MemoryError) as error:
         if is_out_of_memory(error):
             failure = f"out of memory: {error}"
-        elif isinstance(error, FailedBatchError):
+        elif isinstance(error, NonFiniteLogitsError):
             failure = str(error)
         else:
             raise
