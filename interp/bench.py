@@ -15,7 +15,7 @@ from PIL import Image
 
 from interp.experiments.manifest import Manifest, device_name
 from interp.models import LVLM, Inputs
-from interp.models.kernels import attention_backend
+from interp.models.compat import attention_backend
 from interp.testbed.build import build_config, build_model, build_processor
 from interp.trace.attention import attention_statistics
 

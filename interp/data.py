@@ -1,20 +1,20 @@
-"""What an experiment runs on: images with their true objects and questions, from the testbed or from files."""
+"""What an experiment runs on: images with their true objects and questions, from the testbed, COCO or other files."""
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from interp.evaluate.coco import CocoImage, find_split, read_coco
 from interp.evaluate.files import Question, read_questions
 from interp.evaluate.objects import ObjectParser
+from interp.pictures import read_image
 from interp.sources import SOURCES, Item, Source, open_source
 from interp.testbed.draw import draw
 from interp.testbed.score import scene_questions
@@ -63,7 +63,7 @@ class Data:
         twice = sorted({i for i in listed if listed.count(i) > 1}, key=str) if len(set(listed)) < len(listed) else []
         if twice:
             raise ValueError(f"{path}: the image {twice[0]} is listed twice; list each image once")
-        return replace(self, image_ids=tuple(sorted(listed)))  # pyright: ignore[reportArgumentType]
+        return replace(self, image_ids=tuple(i for i in self.image_ids if i in set(listed)))
 
     def _named(self, entry: ImageId, path: Path) -> ImageId:
         """The id of an entry of a file of ids."""
@@ -127,15 +127,6 @@ def _scene_questions(kind: Kind, split: Split, image_ids: Sequence[ImageId]) -> 
     )
 
 
-def read_image(path: Path | BytesIO) -> Image.Image:
-    """Read an image file, or the bytes of one, whole, in RGB; ValueError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise ValueError(f"cannot read the image {path}; replace the file: {error}") from error
-
-
 def _load_file(images: dict[int, CocoImage], image_id: ImageId) -> Sample:
     found = images[int(image_id)]
     return Sample(image_id, read_image(found.path), found.truth)
@@ -150,17 +141,21 @@ def _load_item(items: Mapping[ImageId, Item], image_id: ImageId) -> Sample:
     return Sample(image_id, read_image(item.picture()), item.truth or frozenset())
 
 
+def _item_questions(items: Mapping[ImageId, Item], image_ids: Sequence[ImageId]) -> tuple[Question, ...]:
+    return tuple(
+        Question(f"{i}-{k}", str(i), text, label)
+        for i in image_ids
+        for k, (text, label) in enumerate(items[i].questions)
+    )
+
+
 def _of_items(name: str, source: Source) -> Data:
     """A user's own pictures, sorted by id."""
     items = source.items
     ids = tuple(sorted(items, key=lambda i: (isinstance(i, str), i)))
-
-    def about(image_ids: Sequence[ImageId]) -> tuple[Question, ...]:
-        every = ((i, k, *asked) for i in image_ids for k, asked in enumerate(items[i].questions))
-        return tuple(Question(f"{i}-{k}", str(i), text, label) for i, k, text, label in every)
-
-    asked = about if any(item.questions for item in items.values()) else None
-    return Data(name, ids, partial(_load_item, items), asked, source.files, source.has_truth)
+    asked = any(item.questions for item in items.values())
+    questions = partial(_item_questions, items) if asked else None
+    return Data(name, ids, partial(_load_item, items), questions, source.files, source.has_truth)
 
 
 def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
@@ -197,4 +192,4 @@ def open_questions(questions: Path, images: Path) -> Data:
         return tuple(q for q in every if q.image in wanted)
 
     names = tuple(sorted({q.image for q in every}))
-    return Data(questions.name, names, partial(_load_named, images), about, {"questions": questions}, has_truth=False)
+    return Data(questions.name, names, partial(_load_named, images), about, {"questions": questions}, False)

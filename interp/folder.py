@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
@@ -47,6 +48,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8) whole: a kill or a full disk leaves the old one or none."""
     with replacing(path) as new:
         new.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an `.npz` file whole, as `write_text` does."""
+    with replacing(path) as new, new.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def is_temporary(path: Path) -> bool:

@@ -13,19 +13,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "evaluate": set(),
     "folder": set(),
+    "pictures": set(),
     "testbed": {"folder", *BASE},
-    "models": {"testbed"},
+    "models": {"testbed", "pictures"},
     "trace": {"models", "metrics"},
     "interventions": {"plugins", "trace", "models", "metrics"},
     "attribution": {"interventions", "trace", "models", "metrics", "evaluate"},
-    "data": {"sources", "testbed", "evaluate"},
+    "data": {"sources", "testbed", "evaluate", "pictures"},
     "sources": {"evaluate"},
     "plugins": set(),
     "plots": BASE,
     "views": {"attribution", "trace", "models", "plots", *BASE},
     "experiments": {
-        *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
-        *BASE,
+        *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots"),
+        *("folder", "pictures", *BASE),
     },
     "bench": {"experiments", "trace", "models", "testbed"},
     "integrations": {"experiments", "interventions", "models"},
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "trace",
         "models",
         "data",
+        "pictures",
         "plots",
         "testbed",
         *BASE,
@@ -46,9 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"primitives", "directions"}, {"methods"}, {"registry"}],
+    "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
+    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
-        {"families", "inputs", "kernels", "encoding"},
+        {"compat", "families", "inputs", "encoding", "smollm2"},
+        {"kernels", "generation"},
+        {"steering"},
         {"lvlm"},
         {"sites", "image_free", "layout"},
         {"doctor", "gradients"},
@@ -77,7 +82,7 @@ def modules(path: Path) -> set[str]:
 
 def imported(path: Path) -> set[str]:
     """The parts of interp that a file imports."""
-    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.")}
+    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.") and m != "interp.__version__"}
     assert "interp" not in modules(path) or parts, f"{path}: import a part of interp, not the whole"
     return parts
 

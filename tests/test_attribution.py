@@ -131,7 +131,7 @@ def test_the_probe_goes_on_without_the_image(model, pictures):
 def word(push: float, wrong: bool) -> EffectRecord:
     flat = [[push, 0.0], [0.0, 0.0]]
     exact, zero = [flat, [[0.5, 0.0], [0.0, 0.0]]], [[0.0] * 2] * 2
-    return EffectRecord("fork", wrong, 0, wrong, patched=exact, direct=zero, writes_it=zero, exact=exact)
+    return EffectRecord("fork", wrong, 0, wrong, ("fork",), patched=exact, direct=zero, writes_it=zero, exact=exact)
 
 
 def heads_record(*words: EffectRecord) -> HeadsRecord:

@@ -9,7 +9,7 @@ from test_families import PROMPTS, picture
 from zoo import build
 
 from interp.interventions import EditHeads, parse_method
-from interp.interventions.methods.edits import head_set
+from interp.interventions.primitives.head_sets import head_set
 from interp.models import LVLM, Head, Inputs, image_free, load, read, run_with_edits
 
 HEADS = "L0H1+L2H3+L2H0"
@@ -60,7 +60,7 @@ def test_native_edits_equal_traced_ones(op, steps, model, inputs, ranking):
     expected = by_trace(model, inputs, edit)
     with edit(model):
         found = model.generate(inputs, max_new_tokens=1)
-        with edit.editing(model, inputs):
+        with edit.steer(model, inputs):
             logits = model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=1).logits[:, -1]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     plain = model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -78,7 +78,7 @@ def test_step_by_step_equals_at_once(op, name, model):
     with edit(lvlm):
         tokens = lvlm.generate(inputs, max_new_tokens=6, min_new_tokens=6).tokens
     whole = inputs.extended(tokens)
-    with edit.editing(lvlm, inputs), torch.no_grad():
+    with edit.steer(lvlm, inputs), torch.no_grad():
         logits = lvlm.hf(**whole.kwargs(), use_cache=False, logits_to_keep=7).logits[:, :-1]
     eos = lvlm.hf.generation_config.eos_token_id
     logits[..., eos] = -torch.inf

@@ -200,7 +200,7 @@ def test_ids_from_a_file(whole, tmp_path, capsys):
 
 def as_transformers_does() -> None:
     try:
-        np.empty(2**60)
+        np.empty(2**50, dtype=np.uint8)
     except MemoryError as error:
         raise ValueError("Unable to create tensor, you should activate padding") from error
 

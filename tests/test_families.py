@@ -15,7 +15,7 @@ from zoo import TEXT, VISION, build
 from interp.interventions import VHR
 from interp.metrics.vhd import head_divergence
 from interp.models import FAMILIES, IMAGE_FREE, LVLM, Inputs, diagnose, image_free, load, read
-from interp.models.kernels import attention_backend
+from interp.models.compat import attention_backend
 from interp.models.layout import layout
 from interp.trace.divergence import token_vhd, vhd
 

@@ -10,8 +10,8 @@ from zoo import build
 
 from interp import cli
 from interp.interventions import H2O, METHODS, PAI, FastV, SnapKV, StreamingLLM, TopK, parse_method
-from interp.interventions.methods.guidance import farthest
-from interp.interventions.primitives.kv_cache import Marks, Memory
+from interp.interventions.methods.snapkv import KeptOfPrompt
+from interp.metrics.contrast import farthest
 from interp.models import AttentionCall, load
 from interp.models.kernels import watched
 
@@ -77,13 +77,10 @@ def test_a_strong_setting_changes_what_is_written(text, model, pictures):
     assert model.generate(inputs, max_new_tokens=40).texts == greedy, "nothing is left behind"
 
 
-def seen_by(method: Any, patterns: torch.Tensor, marks: Marks | None = None) -> torch.Tensor:
+def seen_by(method: Any, patterns: torch.Tensor, notes: Any = None) -> torch.Tensor:
     """What a method lets each query of a causal map see, from keys with these probabilities."""
-    n = patterns.shape[-1]
-    x = torch.zeros(1, 1, n, 1)
-    call = AttentionCall(x, x, x, None, 1.0)
-    nothing = torch.zeros(1, n, dtype=torch.bool)
-    return method.seen(0, call, patterns, Memory(), marks or Marks(nothing, ~nothing))
+    x = torch.zeros(1, 1, patterns.shape[-1], 1)
+    return method.seen(AttentionCall(x, x, x, None, 1.0), patterns, type(method).notes() if notes is None else notes)
 
 
 def test_what_each_baseline_keeps_by_hand():
@@ -93,11 +90,11 @@ def test_what_each_baseline_keeps_by_hand():
     assert streaming == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
     # received before the last query: 2.1, 0.6, 0.3; with it 2.2, 0.8, 0.6, 0.4: one heavy hitter, one latest key
     assert seen_by(H2O(keep=0.5), a)[0, 0, 3].int().tolist() == [1, 0, 0, 1]
-    method, memory = SnapKV(keep=0.5, window=1, pool=1), Memory()
-    x, nothing = torch.zeros(1, 1, 4, 1), torch.zeros(1, 4, dtype=torch.bool)
-    call, marks = AttentionCall(x, x, x, None, 1.0), Marks(nothing, ~nothing)
-    assert torch.equal(method.seen(0, call, a, memory, marks), call.visible), "the prefill sees everything"
-    assert memory.notes["kept"][0, 0].tolist() == [False, True, True, True], "two of three, and the window"
+    notes = KeptOfPrompt()
+    seen = seen_by(SnapKV(keep=0.5, window=1, pool=1), a, notes)
+    assert torch.equal(seen[0, 0], torch.ones(4, 4).tril().bool()), "the prefill sees everything"
+    assert notes.kept is not None
+    assert notes.kept[0, 0].tolist() == [False, True, True, True], "two of three, and the window"
 
 
 def test_fastv_hides_most_image_tokens_from_later_layers(model, pictures):
@@ -161,7 +158,7 @@ def test_methods_that_cannot_be_combined_are_refused(model, inputs):
         model.generate(inputs, max_new_tokens=2)
     with parse_method("vasparse")(model), parse_method("vcd")(model):  # attention and logits can
         assert model.generate(inputs, max_new_tokens=4).texts
-    assert not model._steering
+    assert not model.methods
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interp.interventions import OPERA, parse_method
-from interp.interventions.methods.opera import over_trust
+from interp.metrics.over_trust import over_trust
 
 
 def test_the_penalty_by_hand():

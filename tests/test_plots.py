@@ -1,7 +1,10 @@
 """Every figure function with realistic and extreme data: no text is cut by the canvas, over another, or too small."""
 
+import csv
 import itertools
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,7 +17,11 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from interp import plots
+from interp.cli.figures import Figures
 from interp.evaluate.bootstrap import Interval
+from interp.plots.methods import front, is_variant
+from interp.plots.names import readable
+from interp.plots.redraw import curves_of
 from interp.plots.style import NARROW, figure_of
 from interp.plots.sweeps import Curve
 
@@ -99,7 +106,9 @@ def lens(layers: int, positions: int, long: bool = False):
 
 def roc(n: int):
     truth = RNG.uniform(size=80) < 0.3
-    return plots.roc_curve({f"score number {i}, T-VHD of the word": truth + RNG.standard_normal(80) for i in range(n)}, truth)
+    return plots.roc_curve(
+        {f"score number {i}, T-VHD of the word": truth + RNG.standard_normal(80) for i in range(n)}, truth
+    )
 
 
 def doses(n_series: int, n: int, long: str = ""):
@@ -112,7 +121,9 @@ def doses(n_series: int, n: int, long: str = ""):
 
 def matrix(methods: Sequence[str], models: int):
     causes = {f"testbed-number-{i}": "habit, follows the text" for i in range(models)}
-    cells = {m: {name: interval(RNG.uniform(-30, 30), 8) for name in list(causes)[: 1 + i]} for i, m in enumerate(methods)}
+    cells = {
+        m: {name: interval(RNG.uniform(-30, 30), 8) for name in list(causes)[: 1 + i]} for i, m in enumerate(methods)
+    }
     return plots.method_matrix(cells, "CHAIR_S minus greedy (percentage points)", causes)
 
 
@@ -120,7 +131,8 @@ def controls(names: Sequence[str], measures: int):
     labels = ["CHAIR_S (%)", "CHAIR_I (%)", "recall (%)", "POPE accuracy (%)", "log p of a token (nats)"][:measures]
     shown = [*names, "zero random seed=0", "zero random seed=1"]
     return plots.against_controls(
-        {label: {n: interval(50) if "%" in label else interval(-0.3, 0.01) for n in shown} for label in labels}, shown[-2:]
+        {label: {n: interval(50) if "%" in label else interval(-0.3, 0.01) for n in shown} for label in labels},
+        shown[-2:],
     )
 
 
@@ -137,10 +149,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "heads nan": lambda: plots.head_heatmap(heads(8, 8, np.nan), "VHD", "VHD"),
     "heads some nan": lambda: plots.head_heatmap(holed(heads(30, 9) - 50), LONG_LABEL, LONG, signed=True),
     "heads huge": lambda: plots.head_heatmap(1e6 * heads(8, 8), "VHD", "VHD"),
-    "patching": lambda: plots.patching_heatmap(heads(8, 9) - 50, ["<s>", " A", " fork", " and"] * 2 + ["."], "nats", "Patching"),
-    "patching long": lambda: plots.patching_heatmap(holed(heads(32, 120)) - 50, ["averyveryverylongtoken"] * 120, LONG_LABEL, LONG),
+    "patching": lambda: plots.patching_heatmap(
+        heads(8, 9) - 50, ["<s>", " A", " fork", " and"] * 2 + ["."], "nats", "Patching"
+    ),
+    "patching long": lambda: plots.patching_heatmap(
+        holed(heads(32, 120)) - 50, ["averyveryverylongtoken"] * 120, LONG_LABEL, LONG
+    ),
     "patching one": lambda: plots.patching_heatmap(heads(1, 1, 0.0), [" "], LONG_LABEL, LONG),
-    "predicted": lambda: plots.predicted_against(RNG.normal(size=500), RNG.normal(size=500), "attribution patching (nats)", "silencing the head (nats)"),
+    "predicted": lambda: plots.predicted_against(
+        RNG.normal(size=500), RNG.normal(size=500), "attribution patching (nats)", "silencing the head (nats)"
+    ),
     "predicted one": lambda: plots.predicted_against(np.zeros(1), np.zeros(1), LONG_LABEL, LONG_LABEL),
     "predicted nan": lambda: plots.predicted_against(np.full(3, np.nan), np.zeros(3), "a (nats)", "b (nats)"),
     "sparsity": lambda: sparsity(8),
@@ -155,8 +173,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "overlay zero, tall": lambda: picture(60, 150, "zero"),
     "overlay wide": lambda: picture(300, 60, "peak"),
     "overlay nan": lambda: picture(96, 96, "nan"),
-    "bars": lambda: plots.bars([f"' word{i}' (word, any place)" for i in range(12)], list(RNG.uniform(0, 8, 12)), "attention received (%)", "tokens that are sinks, or come nearest", limits=plots.SHARE),
-    "bars full": lambda: plots.bars(["'<s>' (special, 0)", "b"], [99.5, 0.0], "attention received (%)", LONG, limits=plots.SHARE),
+    "bars": lambda: plots.bars(
+        [f"' word{i}' (word, any place)" for i in range(12)],
+        list(RNG.uniform(0, 8, 12)),
+        "attention received (%)",
+        "tokens that are sinks, or come nearest",
+        limits=plots.SHARE,
+    ),
+    "bars full": lambda: plots.bars(
+        ["'<s>' (special, 0)", "b"], [99.5, 0.0], "attention received (%)", LONG, limits=plots.SHARE
+    ),
     "bars nan and long": lambda: plots.bars(["a label " * 12, "b", "c"], [np.nan, -1.0, 2.0], LONG_LABEL, LONG),
     "bars zero": lambda: plots.bars(["a"], [0.0], "share (%)", "one"),
     "histogram": lambda: plots.t_vhd_histogram(words(782, 109), "object words"),
@@ -175,10 +201,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "scatter of 4": lambda: plots.chair_against(rates(MAIN[:4]), "recall", "recall of true objects (%)"),
     "scatter of 28": lambda: plots.chair_against(rates(MAIN + VARIANTS), "recall", "recall of true objects (%)"),
     "scatter of 28, speed": lambda: plots.chair_against(rates(MAIN + VARIANTS), "tokens_per_s", "tokens per second"),
-    "scatter of 28, clustered": lambda: plots.chair_against(rates(MAIN + VARIANTS, clustered=True), "recall", "recall (%)"),
-    "scatter of 28 without a base": lambda: plots.chair_against(rates(["greedy", *VARIANTS, *(f"mypackage.methods:Mine:alpha={i}" for i in range(15))]), "recall", "recall (%)"),
+    "scatter of 28, clustered": lambda: plots.chair_against(
+        rates(MAIN + VARIANTS, clustered=True), "recall", "recall (%)"
+    ),
+    "scatter of 28 without a base": lambda: plots.chair_against(
+        rates(["greedy", *VARIANTS, *(f"mypackage.methods:Mine:alpha={i}" for i in range(15))]), "recall", "recall (%)"
+    ),
     "scatter of one": lambda: plots.chair_against(rates(["greedy"], clustered=True), "recall", "recall (%)"),
-    "scatter nan": lambda: plots.chair_against({"greedy": dict.fromkeys(("recall", "chair_s"), interval(np.nan))}, "recall", "recall (%)"),
+    "scatter nan": lambda: plots.chair_against(
+        {"greedy": dict.fromkeys(("recall", "chair_s"), interval(np.nan))}, "recall", "recall (%)"
+    ),
     "operating": lambda: plots.operating_curve(*CURVE, rates(MAIN[:6])),
     "operating 28": lambda: plots.operating_curve(*CURVE, rates(MAIN + VARIANTS)),
     "operating nan": lambda: plots.operating_curve(np.full(3, np.nan), np.zeros(3), rates(["greedy"])),
@@ -189,8 +221,12 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "matrix 28": lambda: matrix(MAIN + VARIANTS, 4),
     "matrix one": lambda: matrix(["vhr"], 1),
     "sweep": lambda: plots.sweep_curves(*sweep(4, "top heads by VHD,"), "share", "heads silenced"),
-    "sweep 28": lambda: plots.sweep_curves(*sweep(28, "VASparse, scope all, alpha 0, beta 0, dropped discard, score probs"), "keep"),
-    "sweep words": lambda: plots.sweep_curves(*sweep(2, "VHR", places=["evict", "never", "a very long setting of it"]), "when_"),
+    "sweep 28": lambda: plots.sweep_curves(
+        *sweep(28, "VASparse, scope all, alpha 0, beta 0, dropped discard, score probs"), "keep"
+    ),
+    "sweep words": lambda: plots.sweep_curves(
+        *sweep(2, "VHR", places=["evict", "never", "a very long setting of it"]), "when_"
+    ),
     "sweep one": lambda: plots.sweep_curves(*sweep(1, "VHR", seeds=False, places=["1"]), "alpha"),
     "doses": lambda: doses(2, 6),
     "doses many": lambda: doses(12, 12, " with a name that takes much of the width of a figure"),
@@ -236,7 +272,9 @@ def complaints(ax: Axes | Sequence[Axes]) -> list[str]:
             wrong.append(f"cut by the canvas: {text!r}")
         if size < 6.5:
             wrong.append(f"{size} points are too small: {text!r}")
-    wrong += [f"{a!r} and {b!r} overlap" for (a, x, _), (b, y, _) in itertools.combinations(seen, 2) if overlapping(x, y)]
+    wrong += [
+        f"{a!r} and {b!r} overlap" for (a, x, _), (b, y, _) in itertools.combinations(seen, 2) if overlapping(x, y)
+    ]
     if figure.get_size_inches()[0] > 2 * NARROW or figure.get_size_inches()[1] > 14:
         wrong.append(f"the canvas is too large for a README: {figure.get_size_inches()} inches")
     return wrong
@@ -268,6 +306,93 @@ def test_the_check_sees_what_it_looks_for():
 
 
 def test_every_figure_function_is_rendered():
-    names = [n for n in plots.__all__ if callable(getattr(plots, n)) and n not in ("Curve", "limits_of", "save", "redraw")]
-    source = open(__file__, encoding="utf-8").read()
+    other = {"Curve", "limits_of", "save", "redraw"}
+    names = [n for n in plots.__all__ if n not in other and not n.startswith("draw_") and callable(getattr(plots, n))]
+    source = Path(__file__).read_text(encoding="utf-8")
     assert all(f"plots.{name}(" in source for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("greedy", "greedy"),
+        ("vasparse:lambda_=0:when=evict", "VASparse, lambda 0, when evict"),
+        ("edit:heads=top:by=image_mass:op=zero", "top heads by attention to the image, silenced"),
+        ("edit:heads=random:share=0.1", "random heads, share 0.1"),
+        ("zero top10% by vhd", "top10% heads by VHD, silenced"),
+        ("mine:strength=2", "mine, strength 2"),
+    ],
+)
+def test_names_are_words(name, shown):
+    assert readable(name) == shown
+
+
+def test_a_variant_is_grey_only_beside_its_base():
+    assert is_variant("vhr:alpha=1", ["greedy", "vhr", "vhr:alpha=1"])
+    assert not is_variant("vhr:alpha=1", ["greedy", "vhr:alpha=1"])
+    assert not is_variant("vhr", ["greedy", "vhr"])
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [(90.0, 50.0), (95.0, 60.0), (85.0, 55.0), (95.0, 70.0), (80.0, 20.0)]
+    assert front(points) == [4, 0, 1]  # by hand: 2 is beaten by 0, 3 by 1
+
+
+def test_zero_is_pale_and_percentages_have_one_scale():
+    for fill in (0.0, 40.0):
+        mesh = plots.head_heatmap(heads(2, 2, fill), "% of images", "", limits=plots.SHARE).collections[0]
+        assert mesh.get_clim() == (0.0, 100.0)
+        assert fill or min(mesh.to_rgba(np.asarray(mesh.get_array()).ravel())[0][:3]) > 0.75
+    assert plots.limits_of(np.zeros(3), signed=True) == (-1.0, 1.0)
+    assert plots.limits_of(np.array([1.0, np.nan]), np.array([-3.0]), signed=True) == (-3.0, 3.0)
+
+
+def test_an_overlay_glows_only_where_attention_falls():
+    def opacity(heat: np.ndarray) -> np.ndarray:
+        drawn = plots.overlay(Image.new("RGB", (8, 8), "white"), heat, "").images[1]
+        return drawn.to_rgba(heat * heat.size)[..., 3]
+
+    assert opacity(np.full((8, 8), 0.001 / 64)).max() < 0.02  # a thousandth of the attention
+    peak = np.zeros((8, 8))
+    peak[0, 0] = 0.9
+    assert opacity(peak)[0, 0] > 0.9
+    assert opacity(peak)[1:].max() == 0
+
+
+def test_bars_are_sorted_by_what_they_show():
+    ax = plots.bars(["low", "none", "high"], [1.0, np.nan, 2.0], "share (%)", "")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["high", "low", "none"]
+    assert ax.texts[-1].get_text() == "no value"
+
+
+def test_a_roc_curve_of_equal_scores_is_the_diagonal_and_takes_both_classes():
+    truth = np.array([True, False, True, False])
+    line = plots.roc_curve({"constant": np.zeros(4)}, truth).lines[1]
+    np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [100, 100]])
+    line = plots.roc_curve({"score": np.array([3.0, 1.0, 2.0, 2.5])}, truth).lines[1]
+    np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [0, 50], [50, 50], [50, 100], [100, 100]])
+    with pytest.raises(ValueError, match="both classes"):
+        plots.roc_curve({"score": np.zeros(2)}, np.array([True, True]))
+    with pytest.raises(ValueError, match="not finite"):
+        plots.roc_curve({"score": np.array([np.nan, 1.0, 0.0, 0.0])}, truth)
+
+
+def test_figures_are_drawn_again_from_saved_numbers(tmp_path, capsys):
+    with pytest.raises(ValueError, match="holds no run with figures"):
+        plots.redraw(tmp_path)
+    np.savez(tmp_path / "sink_chat.npz", first_is_sink_percent=heads(2, 2, 0.0))
+    (tmp_path / "sinks.json").write_text(json.dumps({"settings": {"eps": 0.3}}))
+    header = (
+        "name,method,alpha,chair_s,chair_s_low,chair_s_high,recall,recall_low,recall_high,length,length_low,length_high"
+    )
+    rows = [f"vhr:alpha={a},vhr,{a},40,30,50,90,80,95,30,29,31" for a in (1, 2)]
+    rows += [f"random-heads:seed={s}:alpha=2,random-heads,2,{40 + s},30,50,90,80,95,30,29,31" for s in (0, 1)]
+    (tmp_path / "sweep.csv").write_text("\n".join([header, "greedy,greedy,,46,40,50,97,96,98,45,44,46", *rows]) + "\n")
+    Figures((str(tmp_path),))()
+    assert [Path(line).name for line in capsys.readouterr().out.split()] == ["sink_chat.png", "sweep.png"]
+    curves = curves_of(list(csv.DictReader([header, *rows])), "alpha", {}, "chair_s")
+    assert [(c.label, c.x, c.y, c.band) for c in curves] == [
+        ("VHR", ["1", "2"], [40.0, 40.0], False),
+        ("random heads (2 seeds)", ["2"], [40.5], True),
+    ]
+    assert (curves[1].low, curves[1].high) == ([40.0], [41.0])

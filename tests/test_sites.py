@@ -4,7 +4,7 @@ from torch import Tensor
 
 from interp.interventions import scaled_heads
 from interp.models import SITES, AttentionCall, Head, read, run_with_edits
-from interp.models.kernels import attention_backend
+from interp.models.compat import attention_backend
 
 
 def call_of(query, key, value, mask=None, **options) -> AttentionCall:

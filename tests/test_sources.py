@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from interp.data import open_data
+from interp.evaluate.files import Question
 from interp.evaluate.objects import ObjectParser
 
 PARSER = ObjectParser.coco()
@@ -32,6 +33,10 @@ def folder(tmp_path) -> Path:
 
 def look(name: str, split: str | None = None) -> Any:
     return open_data(name, split, PARSER)
+
+
+def asked(data: Any, ids: list[Any]) -> list[tuple[str, str, bool]]:
+    return [(q.image, q.text, q.label) for q in data.questions(ids)]
 
 
 def _first(name: str) -> Any:
@@ -69,8 +74,8 @@ def test_tables_of_paths_and_questions(folder, kind):
         file.write_text("\n".join([",".join(ROWS[0]), *(",".join(row.values()) for row in ROWS)]))
     data = look(f"{kind}:{file}")
     same(data)
-    assert data.questions("a.png") == (("Is there a fork?", True),)
-    assert data.questions("b.png") == (("Is there a cat?", False),)
+    assert data.questions(["a.png"]) == (Question("a.png-0", "a.png", "Is there a fork?", True),)
+    assert data.questions(["b.png"]) == (Question("b.png-0", "b.png", "Is there a cat?", False),)
 
 
 def test_columns_are_named_and_rows_of_one_picture_joined(folder):
@@ -82,13 +87,14 @@ def test_columns_are_named_and_rows_of_one_picture_joined(folder):
     data = look(f"jsonl:{folder}/t.jsonl?image=photo&id=n&truth=seen&question=q&answer=a")
     assert data.image_ids == (7,)
     assert data.load(7).truth == frozenset({"fork", "cat"})
-    assert data.questions(7) == (("A fork?", True), ("A cow?", False))
+    assert data.questions([7]) == (Question("7-0", "7", "A fork?", True), Question("7-1", "7", "A cow?", False))
     captions = folder / "c.jsonl"
     captions.write_text(json.dumps({"image": "a.png", "captions": ["A cat by a fork.", "Nice"]}) + "\n")
     assert look(f"jsonl:{captions}").load("a.png").truth == frozenset({"fork", "cat"})
 
 
 @needs_data
+@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of dill, about pyarrow
 def test_parquet_arrow_and_the_datasets_library(folder):
     datasets: Any = import_module("datasets")
     arrow: Any = import_module("pyarrow")

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_families import PROMPTS, picture
-from torch import Tensor
-from zoo import build
 
-from interp.interventions.methods.contrast import M3ID, VCD, contrast_logits, embedding_contrast
-from interp.interventions.methods.vasparse import VASparse, density_peaks, merged, penalised, running_softmax, top_mask
-from interp.interventions.primitives.kv_cache import Marks, Memory
+from interp.interventions import M3ID, VCD, VASparse
+from interp.interventions.primitives.contrast import embedding_contrast
+from interp.interventions.primitives.kv_cache import NotedLayer
+from interp.metrics.contrast import contrast_logits
+from interp.metrics.selection import density_peaks, merged, penalised, running_softmax, top_mask
 from interp.models import LVLM, Inputs, image_free, load, read, run_with_edits
 
 CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
@@ -98,7 +97,7 @@ def test_eviction_equals_logical_masking(name, scope, model):
 
 def test_an_evicted_cache_is_smaller_and_positions_go_on(model, inputs):
     sizes = {}
-    original = Memory.update
+    original = NotedLayer.update
     for when in ("mask", "evict"):
         seen: list[tuple[int, int]] = []
 
@@ -107,12 +106,12 @@ def test_an_evicted_cache_is_smaller_and_positions_go_on(model, inputs):
             _seen.append((self.get_seq_length(), self.n_bytes))
             return out
 
-        Memory.update = update  # type: ignore[method-assign]
+        NotedLayer.update = update  # type: ignore[method-assign]
         try:
             with VASparse(keep=0.25, alpha=0, scope="all", when=when)(model):
                 model.generate(inputs, **STEPS)
         finally:
-            Memory.update = original  # type: ignore[method-assign]
+            NotedLayer.update = original  # type: ignore[method-assign]
         sizes[when] = seen
     n = inputs.input_ids.shape[1]
     assert [s for s, _ in sizes["evict"]][:: model.n_layers] == list(range(n, n + 24))

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.interventions import VHR, alignment, paper_layers, parse_method, scaled_heads
-from interp.interventions.methods.vhr import negative_outliers, vision_aware_heads
+from interp.attribution.proposition1 import alignment
+from interp.interventions import VHR, paper_layers, parse_method, scaled_heads
+from interp.metrics.vhd import negative_outliers, vision_aware_heads
 from interp.models import LVLM, Inputs, load, read
 
 PROMPT = "Please describe this image in detail."
@@ -63,7 +64,7 @@ def test_nothing_is_left_behind_after_the_with_block(model, inputs):
     with VHR(alpha=3.0)(model):
         model.generate(inputs, max_new_tokens=4)
     assert torch.equal(plain_greedy(model, inputs, 10), before)
-    assert not model._steering
+    assert not model.methods
     assert not any(model.out_proj(layer)._forward_pre_hooks for layer in range(model.n_layers))
 
 
@@ -82,9 +83,9 @@ def traced_generation(model: LVLM, inputs: Inputs, scale: Tensor, **options: int
 
 def test_native_vhr_equals_the_traced_edit_token_for_token(model, inputs):
     options = {"max_new_tokens": 24, "min_new_tokens": 24}  # an early end would skip the rest of the trace
-    with VHR(alpha=2.0)(model) as chosen:
+    with VHR(alpha=2.0)(model) as steered:
         native = torch.stack(model.generate(inputs, **options).tokens)
-    scale = torch.where(chosen[0].heads, 2.0, 1.0)
+    scale = torch.where(steered.heads[0].heads, 2.0, 1.0)
     plain = torch.stack(model.generate(inputs, **options).tokens)
     assert torch.equal(native, traced_generation(model, inputs, scale, **options))
     assert not torch.equal(native, plain), "the edit changed nothing: this would test nothing"
@@ -156,7 +157,7 @@ def test_reinforcements_nest(model, inputs):
     with VHR(layers=(1,))(model), VHR(layers=(4, 5))(model) as inner:
         model.generate(inputs, max_new_tokens=2)
     whole = VHR(layers=(1, 4, 5)).select(model, inputs)
-    assert torch.equal(inner[0].heads[:, 4:6], whole.heads[:, 4:6])
+    assert torch.equal(inner.heads[0].heads[:, 4:6], whole.heads[:, 4:6])
 
 
 def reference_selection(model: LVLM, inputs: Inputs, method: VHR, layers: tuple[int, ...]) -> Tensor:
@@ -224,14 +225,14 @@ def test_chosen_anew_at_every_step(model, pictures):
     inputs = model.inputs(pictures, "Please describe this image in detail.")
     with VHR(reselect=True)(model):
         found = model.generate(inputs, max_new_tokens=12).tokens
-    with VHR()(model) as record:
+    with VHR()(model) as steered:
         plain = model.generate(inputs, max_new_tokens=12).tokens
     assert all(a[0] == b[0] for a, b in zip(found, plain, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
     written = torch.stack([t[:4] for t in plain])
     again = VHR().select(model, inputs, written)
-    assert not torch.equal(again.heads, record[0].heads)
-    assert torch.equal(VHR().select(model, inputs).heads, record[0].heads)
+    assert not torch.equal(again.heads, steered.heads[0].heads)
+    assert torch.equal(VHR().select(model, inputs).heads, steered.heads[0].heads)
     with VHR(reselect=True)(model), pytest.raises(ValueError, match="cannot follow beams"):
         model.generate(inputs, num_beams=2, max_new_tokens=3)
 
@@ -258,14 +259,14 @@ def test_other_types_and_backends(options, pictures):
     plain = other.generate(inputs, max_new_tokens=16).texts
     with VHR(alpha=1.0)(other):
         assert other.generate(inputs, max_new_tokens=16).texts == plain
-    with VHR()(other) as record:
-        steered = other.generate(inputs, max_new_tokens=16).texts
-    assert steered != plain
-    assert record[0].heads.any((1, 2)).all()
+    with VHR()(other) as steered:
+        texts = other.generate(inputs, max_new_tokens=16).texts
+    assert texts != plain
+    assert steered.heads[0].heads.any((1, 2)).all()
     if "attn_implementation" in options:
         sdpa = load("testbed")
         with VHR()(sdpa):
-            assert sdpa.generate(sdpa.inputs(pictures, PROMPT), max_new_tokens=16).texts == steered
+            assert sdpa.generate(sdpa.inputs(pictures, PROMPT), max_new_tokens=16).texts == texts
 
 
 def test_sampling_is_steered_too(model, pictures):

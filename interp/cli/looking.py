@@ -18,16 +18,23 @@ from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """The model that a command looks into."""
+
+    model: UncheckedModel = TESTBED
+
+    def load(self, **more: Any) -> LVLM:
+        """Load it."""
+        return open_model(ModelConfig(**vars(self.model)), **more)
+
+
 @dataclass(frozen=True)
 class _Named(UncheckedModel):
     """Which model, and how it is loaded."""
 
     model: tyro.conf.Positional[str] = "testbed"
     """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-
-
-def _loaded(options: UncheckedModel, **more: Any) -> LVLM:
-    return open_model(ModelConfig(**vars(options)), **more)
 
 
 @flat
@@ -39,17 +46,15 @@ class Doctor:
 
     def __call__(self) -> int:
         """Print every check."""
-        diagnosis = diagnose(_loaded(self.model, check=False))
+        diagnosis = diagnose(open_model(ModelConfig(**vars(self.model)), check=False))
         print(diagnosis)
         return 0 if diagnosis.healthy else 1
 
 
-@flat
 @dataclass(frozen=True, kw_only=True)
-class OnePicture:
+class OnePicture(Loading):
     """A picture to look at: a file, or one of a study with its model and the tokens of its caption."""
 
-    model: UncheckedModel = TESTBED
     image: str | None = None
     """Picture file."""
     run: str | None = None
@@ -63,8 +68,9 @@ class OnePicture:
 
     def shown(self) -> Shown:
         """Open it."""
-        config = ModelConfig(**vars(self.model))
-        return show(config, self.image, self.prompt, self.run, self.image_id, self.method)
+        if self.run is not None and self.model != TESTBED:
+            raise ValueError("--run brings its own model; leave out --model")
+        return show(self.load, self.image, self.prompt, self.run, self.image_id, self.method)
 
 
 @flat

@@ -150,7 +150,7 @@ def _log_p(model: LVLM, inputs: Inputs, captions: Sequence[Tensor], edit: EditHe
     if edit is None:
         logits = run()
     else:
-        with edit.editing(model, inputs):
+        with edit.steer(model, inputs):
             logits = run()
     ids, written = whole.input_ids[:, -longest:, None], whole.attention_mask[:, -longest:].bool()
     log_p = logits.float().log_softmax(-1).gather(-1, ids.to(logits.device))[..., 0].masked_fill(~written, 0)
@@ -296,6 +296,4 @@ def _write(ablation: Ablation, ranking: str) -> None:
         "versus_greedy": plain(ablation.versus_greedy),
     }
     write_text(ablation.out / "ablation.json", json.dumps(found, indent=2) + "\n")
-    columns = {c: label for c, label in MEASURES.items() if c in ablation.values[ablation.edit]}
-    panels = {label: {n: row[c] for n, row in ablation.values.items() if c in row} for c, label in columns.items()}
-    plots.save(plots.against_controls(panels, ablation.controls), ablation.out / "ablation.png")
+    plots.draw_ablation(ablation.out)

@@ -15,7 +15,7 @@ from interp.experiments.config import FIFTY, TENS, DataConfig, ExperimentConfig,
 from interp.experiments.engine import Job, Run
 from interp.experiments.records import AttentionRecord, TokenSums
 from interp.experiments.setup import Setup
-from interp.folder import write_text
+from interp.folder import write_arrays, write_text
 from interp.metrics.attention import FRACTIONS, KINDS, RECALLS, SELECTED, STRONG
 from interp.models import LVLM, Inputs
 from interp.trace.attention import GROUPS, AttentionStatistics, attention_statistics
@@ -283,19 +283,9 @@ def write_survey(survey: Survey) -> None:
     }
     write_text(out / "attention.json", json.dumps(summary, indent=2) + "\n")
     layers = {f"layer {i}": np.nanmean(row, 0) for i, row in enumerate(means.mean("recall")[:, :, 1])}
-    plots.save(
-        plots.sparsity_curves(FRACTIONS, curves, layers),
-        out / "sparsity.png",
-        fractions=FRACTIONS,
-        **{label: mean for label, (mean, _) in curves.items()},
-        **layers,
-    )
-    sink, mass = 100 * means.mean("first_is_sink"), 100 * means.mean("image_mass")[:, :, KINDS.index("generated")]
-    title = f"first token receives more than {survey.config.eps}"
-    plots.save(plots.head_heatmap(sink, "% of images", title), out / "sink.png", first_is_sink_percent=sink)
-    title = "attention of generated tokens to the image"
-    plots.save(plots.head_heatmap(mass, "% of the mass", title), out / "image_mass.png", image_mass_percent=mass)
-    labels = [f"{t.text!r} ({t.kind}, {'any place' if t.position is None else t.position})" for t in survey.tokens]
-    received = [t.received for t in survey.tokens]
-    ax = plots.bars(labels, received, "mean attention received", "tokens that are sinks, or come nearest")
-    plots.save(ax, out / "top_tokens.png", tokens=labels, received=received)
+    shown = {label: mean for label, (mean, _) in curves.items()}
+    write_arrays(out / "sparsity.npz", fractions=np.array(FRACTIONS), **shown, **layers)
+    write_arrays(out / "sink.npz", first_is_sink_percent=100 * means.mean("first_is_sink"))
+    mass = 100 * means.mean("image_mass")[:, :, KINDS.index("generated")]
+    write_arrays(out / "image_mass.npz", image_mass_percent=mass)
+    plots.draw_attention(out)

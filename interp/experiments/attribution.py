@@ -16,6 +16,7 @@ import torch
 from interp.attribution.effects import attributed_contributions, exact_contributions
 from interp.attribution.lens import FirstTokens, first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
+from interp.attribution.proposition1 import alignment
 from interp.data import Sample
 from interp.evaluate.alignment import token_ends, tokens_of
 from interp.evaluate.chair import score_caption
@@ -26,7 +27,6 @@ from interp.experiments.config import FIFTY, TENS, DataConfig, ExperimentConfig,
 from interp.experiments.engine import Job, Run
 from interp.experiments.records import EffectRecord, HeadsRecord
 from interp.experiments.setup import Setup
-from interp.interventions import alignment
 from interp.metrics.attention import KINDS
 from interp.models import LVLM, Inputs, read
 from interp.trace.attention import attention_statistics
@@ -133,10 +133,10 @@ def _records(model: LVLM, samples: Sequence[Sample], parser: ObjectParser, confi
                     hallucinated=wrong,
                     token=token,
                     blind=next(blind),
+                    begins_as=tuple(n for n, i in zip(names.words, names.ids.tolist(), strict=True) if i == began),
                     patched=_rounded(patched[row][i]),
                     direct=_rounded(direct[row][i].over_others),
                     writes_it=direct[row][i].most.int().tolist(),
-                    begins_as=tuple(n for n, i in zip(names.words, names.ids.tolist(), strict=True) if i == began),
                     exact=None if exact is None else _rounded(exact[row, :, token]),
                 )
             )
@@ -165,6 +165,7 @@ def run_causal(config: CausalConfig) -> CausalReport | None:
 
 def causal(setup: Setup, config: CausalConfig) -> CausalReport | None:
     """What the heads do on a setup's images."""
+    setup.require_truth()
 
     def work(_: str, samples: Sequence[Sample]) -> list[HeadsRecord]:
         return _records(setup.model, samples, setup.parser, config)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from interp import plots
 from interp.evaluate.bootstrap import Interval, differences, intervals
 from interp.experiments.records import EffectRecord, FailureRecord, HeadsRecord
-from interp.folder import replacing, write_text
+from interp.folder import write_arrays, write_text
 from interp.metrics.ranking import spearman
 
 Map = Float[np.ndarray, "layer head"]
@@ -198,23 +198,11 @@ def write_report(
         empty=sum(not r.caption for r in records),
         failures=len(failures),
     )
-    with replacing(out / "heads.npz") as new, new.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: m.astype(np.float32) for name, m in maps.items()})
+    write_arrays(out / "heads.npz", **{name: m.astype(np.float32) for name, m in maps.items()})
     write_text(out / "causal.json", json.dumps(report.as_json(), indent=2) + "\n")
-    titles = {
-        "push_hallucinated": "what heads do for hallucinated words",
-        "push_correct": "what heads do for correct words",
-        "causal": "correct minus hallucinated",
-        "direct_hallucinated": "written directly for hallucinated words",
-        "direct_correct": "written directly for correct words",
-    }
-    for name, title in titles.items():
-        label = "logit above the other objects'" if name.startswith("direct") else "contribution to log p (nats)"
-        if not np.isnan(maps[name]).any():
-            plots.save(plots.head_heatmap(maps[name], label, title, signed=True), out / f"{name}.png")
     if exact:
         predicted = np.array([np.array(w.patched)[0] for w in words]).ravel()
         truth = np.array([np.array(w.exact)[0] for w in words]).ravel()
-        ax = plots.predicted_against(predicted, truth, "attribution patching (nats)", "silencing the head (nats)")
-        plots.save(ax, out / "patching.png")
+        write_arrays(out / "patching.npz", predicted=predicted, exact=truth)
+    plots.draw_causal(out)
     return report

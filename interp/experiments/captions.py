@@ -81,7 +81,7 @@ def caption_records(
     inputs = model.inputs([s.image for s in samples], config.data.prompt)
     model.synchronize()
     start = time.perf_counter()
-    with (method or Greedy())(model) as chosen:
+    with (method or Greedy())(model) as steered:
         generation = model.generate(inputs, max_new_tokens=config.max_new_tokens)
     model.synchronize()
     seconds = (time.perf_counter() - start) / len(samples)
@@ -102,7 +102,7 @@ def caption_records(
                 seconds=round(seconds, 4),
                 kv_bytes=generation.cache_bytes // len(samples),
                 tokens=tokens,
-                heads=chosen[-1].heads[row].nonzero().tolist() if chosen else None,
+                heads=steered.heads[-1].heads[row].nonzero().tolist() if steered.heads else None,
                 **({} if trace is None else _looked_into(trace, text, ends, top_k)),
             )
         )
@@ -139,6 +139,7 @@ def run_study(config: StudyConfig) -> Summary | None:
 
 def study(setup: Setup, config: StudyConfig, methods: Mapping[str, Method]) -> Summary | None:
     """A study of a setup's images with methods by name, of which the first is the baseline."""
+    setup.require_truth()
     model = setup.model
     if not setup.data.has_truth:
         raise ValueError(

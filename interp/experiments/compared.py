@@ -66,8 +66,7 @@ def described(methods: Mapping[str, Method]) -> dict[str, str]:
 def check_methods(model: LVLM, methods: Mapping[str, Method]) -> None:
     """ValueError if a method has settings that do not fit this model."""
     for method in methods.values():
-        with method(model):
-            pass
+        method.check(model)
 
 
 def least_rows(methods: Mapping[str, Method]) -> dict[str, int]:

@@ -5,8 +5,7 @@ token, after whatever a method does to the logits.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import LogitsProcessor
 
 from interp.data import Data, ImageId, Sample, open_data, open_questions
 from interp.evaluate import ObjectParser, pope
+from interp.evaluate.answers import answer_tokens
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.files import Question
 from interp.evaluate.pope import Pope, counted, rates
@@ -31,7 +31,7 @@ from interp.experiments.report import aligned, cell
 from interp.experiments.setup import Setup
 from interp.folder import write_text
 from interp.interventions import Method
-from interp.models import LVLM, Inputs
+from interp.models import LVLM
 from interp.sources import SOURCES
 
 
@@ -74,45 +74,46 @@ class Asked:
 
 
 class _FirstLogits(LogitsProcessor):
-    """Keeps the scores of the first step, as all methods have left them."""
+    """Keeps the scores of the first step of each prompt, as all methods have left them."""
 
-    def __init__(self) -> None:
-        self.scores: Tensor | None = None
+    def __init__(self, n_prompt: int) -> None:
+        self.n_prompt, self.found = n_prompt, list[Tensor]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.scores is None:
-            self.scores = scores
+        if input_ids.shape[1] == self.n_prompt:
+            self.found.append(scores)
         return scores
 
 
-def _first_tokens(model: LVLM, words: Sequence[str]) -> list[int]:
-    """The tokens with which an answer may begin."""
-    ids = (model.tokenizer(word, add_special_tokens=False).input_ids for word in words)
-    return sorted({i[0] for i in ids if i})
+def _first_tokens(model: LVLM) -> tuple[list[int], list[int]]:
+    """The tokens with which yes and no may begin."""
+    return answer_tokens(lambda word: model.tokenizer(word, add_special_tokens=False).input_ids, model.tokenizer.decode)
 
 
 def _answers(model: LVLM, samples: Sequence[Asked], name: str, method: Any, from_logits: bool) -> list[AnswerRecord]:
     """One record a question."""
     inputs = model.inputs([s.image for s in samples], [s.question.text for s in samples])
-    first = _FirstLogits()
-
-    @contextmanager
-    def capture(_: LVLM, __: Inputs) -> Iterator[dict[str, Any]]:
-        yield {"logits_processor": [first]}
-
-    with method(model), model.steered(capture):  # opened last, so that it sees what methods made of the logits
-        texts = model.generate(inputs, max_new_tokens=1 if from_logits else 8).texts
-    assert first.scores is not None
-    scores = first.scores[:: len(first.scores) // len(samples)].float()
-    yes, no = (
-        scores[:, _first_tokens(model, words)].logsumexp(-1)
-        for words in (("Yes", " Yes", "yes", " yes"), ("No", " No", "no", " no"))
-    )
-    share = torch.sigmoid(yes - no).tolist()
+    first = _FirstLogits(inputs.input_ids.shape[1])
+    with method(model):
+        limit = 1 if from_logits else 8
+        texts = model.generate(inputs, max_new_tokens=limit, logits_processor=[first]).texts
+    found = torch.cat(first.found)
+    scores = found[:: len(found) // len(samples)].float()
     return [
-        AnswerRecord(**vars(s.question), answer=text, yes=round(p, 6), method=name)
-        for s, text, p in zip(samples, texts, share, strict=True)
+        AnswerRecord(**vars(s.question), answer=text, yes=p if p is None else round(p, 6), method=name)
+        for s, text, p in zip(samples, texts, _shares(model, scores, from_logits), strict=True)
     ]
+
+
+def _shares(model: LVLM, scores: Tensor, needed: bool) -> Sequence[float | None]:
+    """The probability of yes among yes and no, by row; None where the tokenizer does not tell them apart."""
+    try:
+        yes, no = (scores[:, ids].logsumexp(-1) for ids in _first_tokens(model))
+    except ValueError:
+        if needed:
+            raise
+        return [None] * len(scores)
+    return torch.sigmoid(yes - no).tolist()
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,11 @@ class PopeSummary:
 
     def __str__(self) -> str:
         columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-        rows = [["method", *columns, "unparsed", "empty", "answers fixed/broken", "McNemar p"]]
+        rows = [["method", *columns, "unparsed", "rules differ", "empty", "answers fixed/broken", "McNemar p"]]
         for name, found in self.methods.items():
             test = self.changed.get(name)
             paired = [f"{test.better}/{test.worse}", f"{test.p:.2g}"] if test else ["", ""]
-            counts = [str(found.unparsed), str(self.empty[name])]
+            counts = [str(found.unparsed), str(found.rules_differ), str(self.empty[name])]
             rows.append([name, *(cell(self.intervals[name][c]) for c in columns), *counts, *paired])
         n = next(iter(self.methods.values())).n
         about = f"POPE, {n} questions about {self.n_images} images"
@@ -168,7 +169,7 @@ def _summary(
         raise ValueError(f"no question came through with every method; {out / 'failures.jsonl'} says why")
 
     def said(record: AnswerRecord) -> str | bool:
-        return record.yes > 0.5 if config.from_logits else record.answer
+        return record.yes > 0.5 if config.from_logits and record.yes is not None else record.answer
 
     scores, tables, wrong, empty = {}, {}, {}, {}
     place = {image: i for i, image in enumerate(sorted({by[names[0]][i].image for i in common}))}
@@ -207,7 +208,7 @@ def answer_job(setup: Setup, config: PopeConfig, methods: Mapping[str, Method]) 
     """An answer to every question about the selected images with every method."""
     data = setup.data
     if data.questions is None:
-        raise ValueError(f"{data.name} has no questions")
+        raise ValueError(f"{data.name} has no questions of its own; expected --questions FILE and --images DIR")
     named = {str(i): i for i in data.image_ids}
     asked = {q.question_id: (q, named[q.image]) for q in data.questions(data.image_ids)}
 
@@ -230,6 +231,8 @@ def run_pope(config: PopeConfig) -> PopeSummary | None:
 def ask(setup: Setup, config: PopeConfig, methods: Mapping[str, Method]) -> PopeSummary | None:
     """The questions about a setup's images, with methods by name, of which the first is the baseline."""
     check_methods(setup.model, methods)
+    if config.from_logits:
+        _first_tokens(setup.model)  # refused before anything is written
     job = answer_job(setup, config, methods)
     job.check(config.run.batch_size)
     manifest = setup.manifest(

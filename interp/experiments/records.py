@@ -5,13 +5,14 @@ tear the last line, which is dropped; anything else that is no record is an erro
 """
 
 import json
+from abc import ABC, abstractmethod
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -20,23 +21,19 @@ Numbers = Annotated[list[Any], "numbers"]
 """An array as nested lists of numbers."""
 
 
-@runtime_checkable
-class Record(Protocol):
-    """What the engine needs to know of a record."""
+class Record(ABC):
+    """What the engine needs to know of a record: the method that made it, and what it is of."""
+
+    method: str
 
     @property
+    @abstractmethod
     def item(self) -> ItemId:
         """What the record is of: an image or a question."""
-        ...
-
-    @property
-    def method(self) -> str:
-        """The method that made it."""
-        ...
 
 
 @dataclass(frozen=True)
-class _OfImage:
+class ImageRecord(Record):
     """A record of one image."""
 
     image_id: ItemId
@@ -62,7 +59,7 @@ class MentionRecord:
 
 
 @dataclass(frozen=True)
-class CaptionRecord(_OfImage):
+class CaptionRecord(ImageRecord):
     """A caption with the objects it names, and what it cost (seconds and bytes are a batch's, shared out evenly).
 
     `tokens` are the ids that were written.  `heads`: the `[layer, head]` pairs the method chose, if it chooses.
@@ -85,7 +82,7 @@ class CaptionRecord(_OfImage):
 
 
 @dataclass(frozen=True)
-class WordRecord(_OfImage):
+class WordRecord(ImageRecord):
     """A mention of an object as a row of its own (`tokens.jsonl`): the `mention`-th of its caption.
 
     Where the caption was looked into: the sentence that it stands in, T-VHD and probability of its first token.
@@ -105,15 +102,15 @@ class WordRecord(_OfImage):
 
 
 @dataclass(frozen=True)
-class AnswerRecord:
-    """An answer to a yes/no question; `yes` is the probability of yes against no at the first token."""
+class AnswerRecord(Record):
+    """An answer to a yes/no question; `yes` is the probability of yes against no at its first token."""
 
     question_id: ItemId
     image: str
     text: str
     label: bool
     answer: str
-    yes: float
+    yes: float | None
     method: str
 
     @property
@@ -123,7 +120,7 @@ class AnswerRecord:
 
 
 @dataclass(frozen=True)
-class LikelihoodRecord(_OfImage):
+class LikelihoodRecord(ImageRecord):
     """The log-likelihood (nats) under an edit of a caption of `n_tokens` tokens."""
 
     log_p: float
@@ -134,24 +131,24 @@ class LikelihoodRecord(_OfImage):
 class EffectRecord:
     """What heads do for one object word: contributions (nats) `[stream, layer, head]` with the image and without.
 
-    `direct` is what a head adds to the logit of the token that began the word over those of the other objects' names,
-    `writes_it` whether it adds most to this one, both `[layer, head]`; `begins_as` are the objects whose names begin
-    with that token; `blind` says whether the text alone goes on to name the object.
+    `direct` is what a head adds to the logit of the word's first token over the other objects', `writes_it` whether it
+    adds most to this one, both `[layer, head]`; `blind` whether the text alone goes on to name the object; `begins_as`
+    the objects whose names begin with that token.
     """
 
     object: str
     hallucinated: bool
     token: int
     blind: bool
+    begins_as: tuple[str, ...]
     patched: Numbers
     direct: Numbers
     writes_it: Numbers
-    begins_as: tuple[str, ...]
     exact: Numbers | None = None
 
 
 @dataclass(frozen=True)
-class HeadsRecord(_OfImage):
+class HeadsRecord(ImageRecord):
     """An image's maps `[layer, head]` (`cosine`: before and after; `mean`: of head outputs), and its object words."""
 
     caption: str
@@ -179,7 +176,7 @@ class TokenSums:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionRecord(_OfImage):
+class AttentionRecord(ImageRecord):
     """Statistics of the attention over one image and its caption: arrays by name, and its tokens."""
 
     n_tokens: int
@@ -188,7 +185,7 @@ class AttentionRecord(_OfImage):
 
 
 @dataclass(frozen=True)
-class FailureRecord:
+class FailureRecord(Record):
     """What went wrong with an image, or with a question about it."""
 
     image_id: ItemId

@@ -1,11 +1,10 @@
 """From a study's caption records to its word records, its summary, its table and its figures."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,12 +13,9 @@ from interp import plots
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.chair import rates
 from interp.experiments.compared import BASELINE
-from interp.experiments.records import CaptionRecord, FailureRecord, ItemId, WordRecord, to_json
+from interp.experiments.records import CaptionRecord, FailureRecord, ImageRecord, ItemId, WordRecord, to_json
 from interp.experiments.words import TVhdSummary, sentence_records, t_vhd_lines, t_vhd_summary, word_records
-from interp.folder import replacing, write_text
-
-MANY = 40
-"""With more methods than this a figure of all of them shows nothing."""
+from interp.folder import replacing, write_arrays, write_text
 
 
 @dataclass(frozen=True)
@@ -158,22 +154,7 @@ def _in_order(records: Sequence[CaptionRecord], image_ids: Sequence[ItemId], nam
     return [by[i] for i in image_ids]
 
 
-@runtime_checkable
-class OfImage(Protocol):
-    """A record of an image by a method."""
-
-    @property
-    def image_id(self) -> ItemId:
-        """The image."""
-        ...
-
-    @property
-    def method(self) -> str:
-        """The method."""
-        ...
-
-
-def common_images(records: Sequence[OfImage], methods: Sequence[str]) -> list[ItemId]:
+def common_images(records: Sequence[ImageRecord], methods: Sequence[str]) -> list[ItemId]:
     """The images that came through with every method, in their order: what a table may be of."""
     of = {name: {r.image_id for r in records if r.method == name} for name in methods}
     return sorted(set.intersection(*of.values()), key=lambda i: (isinstance(i, str), i))
@@ -225,16 +206,14 @@ def write_report(summary: Summary, records: Sequence[CaptionRecord]) -> None:
     if len(maps):
         with replacing(out / "vhd.npy") as new, new.open("wb") as file:
             np.save(file, maps)
-        title = "VHD at the first step, mean over images"
-        plots.save(plots.head_heatmap(maps.mean(0), "VHD", title), out / "vhd.png")
-        for name, chosen in summary.heads.items():
-            title = f"heads that {name} chose"
-            file = re.sub(r"[^\w.=-]+", "-", f"heads-{name}")
-            plots.save(plots.head_heatmap(chosen.frequency, "% of images", title), out / f"{file}.png")
+        write_arrays(out / "vhd.npz", vhd=maps.mean(0))
     traced, spans = _traced(words), sentence_records(order[BASELINE])
-    ax = plots.t_vhd_histograms([vars(w) for w in traced], [vars(s) for s in spans], summary.t_vhd.k)
-    plots.save(ax, out / "t_vhd.png")
-    if len(methods) <= MANY:
-        against = {"recall": "recall of true objects (%)", "tokens_per_s": "tokens per second"}
-        for (column, label), file in zip(against.items(), ("chair_recall.png", "chair_speed.png"), strict=True):
-            plots.save(plots.chair_against(summary.methods, column, label), out / file)
+    write_arrays(
+        out / "t_vhd.npz",
+        top_k=np.array(summary.t_vhd.k),
+        words=np.array([w.t_vhd for w in traced], dtype=float),
+        words_hallucinated=np.array([w.hallucinated for w in traced], dtype=bool),
+        sentences=np.array([s.t_vhd for s in spans], dtype=float),
+        sentences_hallucinated=np.array([s.hallucinated for s in spans], dtype=bool),
+    )
+    plots.draw_study(out)

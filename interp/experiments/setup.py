@@ -44,6 +44,14 @@ class Setup:
         opened = selected(config.data, parser, data)
         return cls(open_model(config.model, shard), opened, shard, parser)
 
+    def require_truth(self) -> None:
+        """ValueError if it is not known what is in the images."""
+        if not self.data.has_truth:
+            raise ValueError(
+                f"{self.data.name} does not say which objects are in every picture, so captions cannot be scored; give "
+                "it truth (see interp.sources), or use interp attention, which needs none"
+            )
+
     def on(self, config: DataConfig) -> "Setup":
         """The same model with other images."""
         return replace(self, data=selected(config, self.parser))

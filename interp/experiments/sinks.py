@@ -15,7 +15,7 @@ from torch import Tensor
 from interp import plots
 from interp.experiments.config import ExperimentConfig, ModelConfig, at_least
 from interp.experiments.setup import open_model
-from interp.folder import write_text
+from interp.folder import write_arrays, write_text
 from interp.models import LVLM
 from interp.trace.attention import attention_statistics
 from interp.trace.sinks import TEXTS, inside, sequences
@@ -104,9 +104,8 @@ class SinksReport:
         summary = {"settings": asdict(self.config), "rows": [vars(row) for row in self.rows]}
         write_text(out / "sinks.json", json.dumps(summary, indent=2) + "\n")
         for kind, share in self.heads.items():
-            title = f"{kind} text: first token receives more than {self.config.eps}"
-            ax = plots.head_heatmap(share, "% of sequences", title)
-            plots.save(ax, out / f"sink_{kind}.png", first_is_sink_percent=share)
+            write_arrays(out / f"sink_{kind}.npz", first_is_sink_percent=share)
+        plots.draw_sinks(out)
 
 
 def run_sinks(config: SinksConfig) -> SinksReport:

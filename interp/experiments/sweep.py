@@ -10,13 +10,8 @@ from interp.experiments.compared import BASELINE, method_name
 from interp.experiments.report import Summary
 from interp.folder import replacing
 from interp.interventions import parse_method
-from interp.plots import Curve
 
-PANELS = {
-    "chair_s": "CHAIR_S: captions with a hallucination (%)",
-    "recall": "recall of true objects (%)",
-    "length": "words of a caption",
-}
+COLUMNS = ("chair_s", "recall", "length")
 
 
 @dataclass(frozen=True)
@@ -71,30 +66,6 @@ class SweepConfig(StudyConfig):
         return StudyConfig(**{**shared, "methods": ",".join(self.points())})
 
 
-def curves_of(config: SweepConfig, summary: Summary, column: str) -> list[Curve]:
-    """One curve for each method and setting of the other parameters; several seeds make one with a band."""
-    along = next(iter(config.varied))
-    groups: dict[str, dict[str, list[str]]] = {}
-    for name, settings in config.points().items():
-        if along in settings:
-            rest = (f"{k}={v}" for k, v in settings.items() if k not in ("method", along, "seed"))
-            label = ":".join([settings["method"], *rest])
-            groups.setdefault(label, {}).setdefault(settings[along], []).append(name)
-    curves = []
-    for label, at in groups.items():
-        every = [[summary.methods[method_name(name)][column] for name in names] for names in at.values()]
-        centre = [sum(v.value for v in values) / len(values) for values in every]
-        seeds = max(len(values) for values in every)
-        if seeds == 1:
-            low, high = [v[0].low for v in every], [v[0].high for v in every]
-        else:
-            low = [min(v.value for v in values) for values in every]
-            high = [max(v.value for v in values) for values in every]
-        shown = label if seeds == 1 else f"{label} ({seeds} seeds)"
-        curves.append(Curve(shown, list(at), centre, low, high, band=seeds > 1))
-    return curves
-
-
 def run_sweep(config: SweepConfig) -> Summary | None:
     """Measure every point, or go on; draws `sweep.png` and writes `sweep.csv` beside the study's results.
 
@@ -103,17 +74,14 @@ def run_sweep(config: SweepConfig) -> Summary | None:
     summary = run_study(config.study())
     if summary is None:
         return None
-    along = next(iter(config.varied))
-    panels = {label: curves_of(config, summary, column) for column, label in PANELS.items()}
-    baseline = {label: summary.methods[BASELINE][column].value for column, label in PANELS.items()}
-    plots.save(plots.sweep_curves(panels, baseline, along), summary.out / "sweep.png")
     with replacing(summary.out / "sweep.csv") as new, new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["name", "method", *config.varied, *(f"{c}{end}" for c in PANELS for end in ("", "_low", "_high"))]
+            ["name", "method", *config.varied, *(f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high"))]
         )
         for name, settings in {BASELINE: {"method": BASELINE}, **config.points()}.items():
-            values = [summary.methods[method_name(name)][c] for c in PANELS]
+            values = [summary.methods[method_name(name)][c] for c in COLUMNS]
             row = [settings.get(p, "") for p in config.varied]
             writer.writerow([name, settings["method"], *row, *(x for v in values for x in (v.value, v.low, v.high))])
+    plots.draw_sweep(summary.out)
     return summary

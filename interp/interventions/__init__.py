@@ -1,15 +1,26 @@
 """Changing what a model does while it generates."""
 
-from interp.interventions.methods.contrast import M3ID, VCD
+from interp.interventions.base import Method
+from interp.interventions.directions import Direction
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling
-from interp.interventions.methods.edits import EditHeads
-from interp.interventions.methods.guidance import PAI, SPIN, DoLa
+from interp.interventions.methods.direction import AddDirection
+from interp.interventions.methods.dola import DoLa
+from interp.interventions.methods.fastv import FastV
+from interp.interventions.methods.h2o import H2O
+from interp.interventions.methods.head_edits import EditHeads
+from interp.interventions.methods.m3id import M3ID
 from interp.interventions.methods.opera import OPERA
-from interp.interventions.methods.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
+from interp.interventions.methods.pai import PAI
+from interp.interventions.methods.snapkv import SnapKV
+from interp.interventions.methods.spin import SPIN
+from interp.interventions.methods.streaming_llm import StreamingLLM
+from interp.interventions.methods.top_k import TopK
 from interp.interventions.methods.vasparse import VASparse
-from interp.interventions.methods.vhr import VHR, HeadSelection, alignment, paper_layers
+from interp.interventions.methods.vcd import VCD
+from interp.interventions.methods.vhr import VHR, paper_layers
 from interp.interventions.primitives.head_scaling import scaled_heads
-from interp.interventions.registry import METHODS, Method, describe_methods, parse_method
+from interp.interventions.registry import METHODS, describe_methods, parse_method
+from interp.models import HeadSelection
 
 __all__ = [
     "H2O",
@@ -20,7 +31,9 @@ __all__ = [
     "SPIN",
     "VCD",
     "VHR",
+    "AddDirection",
     "Beams",
+    "Direction",
     "DoLa",
     "EditHeads",
     "FastV",
@@ -32,7 +45,6 @@ __all__ = [
     "StreamingLLM",
     "TopK",
     "VASparse",
-    "alignment",
     "describe_methods",
     "paper_layers",
     "parse_method",

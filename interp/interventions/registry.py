@@ -1,97 +1,140 @@
 """Every method by name, and the short notation for its parameters: `vhr:alpha=1.5:seed=3`."""
 
-import dataclasses
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
-from interp.interventions.methods.contrast import M3ID, VCD
+from interp import plugins
+from interp.interventions.base import Method, Parameter
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling
-from interp.interventions.methods.edits import EditHeads
-from interp.interventions.methods.guidance import PAI, SPIN, DoLa
+from interp.interventions.methods.direction import AddDirection
+from interp.interventions.methods.dola import DoLa
+from interp.interventions.methods.fastv import FastV
+from interp.interventions.methods.h2o import H2O
+from interp.interventions.methods.head_edits import EditHeads
+from interp.interventions.methods.m3id import M3ID
 from interp.interventions.methods.opera import OPERA
-from interp.interventions.methods.sparse import H2O, FastV, SnapKV, StreamingLLM, TopK
+from interp.interventions.methods.pai import PAI
+from interp.interventions.methods.snapkv import SnapKV
+from interp.interventions.methods.spin import SPIN
+from interp.interventions.methods.streaming_llm import StreamingLLM
+from interp.interventions.methods.top_k import TopK
 from interp.interventions.methods.vasparse import VASparse
+from interp.interventions.methods.vcd import VCD
 from interp.interventions.methods.vhr import VHR
-from interp.models import LVLM
+from interp.plugins import brought, registered, split_path
 
-Method = Callable[[LVLM], AbstractContextManager[Any]]
-"""Something to open around `model.generate`."""
+LONGEST = 200
+"""Characters of a method's name with its settings: files and table rows are named after it."""
 
 
-METHODS: dict[str, Any] = {
-    "greedy": Greedy,
-    "beams": Beams,
-    "sampling": Sampling,
-    "vhr": partial(VHR, choice="vision-aware"),
-    "random-heads": partial(VHR, choice="random"),
-    "bottom-heads": partial(VHR, choice="bottom"),
-    "edit": EditHeads,
-    "vasparse": VASparse,
-    "vcd": VCD,
-    "m3id": M3ID,
-    "pai": PAI,
-    "dola": DoLa,
-    "spin": SPIN,
-    "opera": OPERA,
-    "top-k": TopK,
-    "fastv": FastV,
-    "streaming-llm": StreamingLLM,
-    "h2o": H2O,
-    "snapkv": SnapKV,
+@dataclass(frozen=True)
+class Entry:
+    """A method as it is registered: its class, what is fixed, and one line if the class's own does not say it."""
+
+    build: type[Method]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    line: str = ""
+
+    def __call__(self, **settings: Any) -> Method:
+        """The method, with its defaults unless told otherwise."""
+        return self.build(**(self.fixed | settings))
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The settings that can be given."""
+        return {name: p for name, p in self.build.parameters().items() if name not in self.fixed}
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a line."""
+        return self.line or re.split(r"\.\s|\.$|: ", self.build.__doc__ or "")[0]
+
+
+METHODS: dict[str, Entry] = {
+    "greedy": Entry(Greedy),
+    "beams": Entry(Beams),
+    "sampling": Entry(Sampling),
+    "vhr": Entry(VHR),
+    "random-heads": Entry(
+        VHR, {"choice": "random"}, "Control of VHR: in each layer as many heads, drawn once and the same for all images"
+    ),
+    "bottom-heads": Entry(
+        VHR, {"choice": "bottom"}, "Control of VHR: in each layer as many heads, those that the picture moves least"
+    ),
+    "edit": Entry(EditHeads),
+    "vasparse": Entry(VASparse),
+    "vcd": Entry(VCD),
+    "m3id": Entry(M3ID),
+    "pai": Entry(PAI),
+    "dola": Entry(DoLa),
+    "spin": Entry(SPIN),
+    "opera": Entry(OPERA),
+    "top-k": Entry(TopK),
+    "fastv": Entry(FastV),
+    "streaming-llm": Entry(StreamingLLM),
+    "h2o": Entry(H2O),
+    "snapkv": Entry(SnapKV),
+    "direction": Entry(AddDirection),
 }
 
 
+def entry_of(name: str) -> Entry:
+    """A method by its name here, the name that a package registers (`interp.methods`), or `package.module:Class`."""
+    if name in METHODS:
+        return METHODS[name]
+    own = brought(plugins.METHODS, name)
+    if own is None:
+        near = get_close_matches(name, METHODS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        known = ", ".join([*METHODS, *registered(plugins.METHODS)])
+        raise ValueError(f"unknown method {name!r}; expected one of {known}, or package.module:Class{hint}")
+    if not (isinstance(own, type) and issubclass(own, Method)):
+        raise ValueError(f"{name} is no method: expected a class made from interp.interventions.Method, got {own!r}")
+    return Entry(own)
+
+
 def parse_method(text: str) -> Method:
-    """Build a method from `name` or `name:parameter=value:...`; ValueError names what is unknown or wrong."""
-    name, *settings = text.split(":")
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; expected one of {', '.join(METHODS)}")
-    default: Any = METHODS[name]()
-    fixed = METHODS[name].keywords if isinstance(METHODS[name], partial) else {}
-    fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default) if f.name not in fixed}
+    """Build a method from `name` or `name:parameter=value:...`; ValueError names what is unknown or wrong.
+
+    A name is one of `METHODS`, one that an installed package registers, or `package.module:Class` (`interp.plugins`).
+    """
+    name, rest = split_path(text)
+    settings = rest.split(":") if rest else []
+    entry = entry_of(name)
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"a method is written in at most {LONGEST} characters, since files are named after it; got {len(text)} "
+            f"({text[:40]}...). Long lists belong in a ranking file, or in Python"
+        )
+    known = entry.parameters
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if key not in fields or not equals:
+        if key not in known or not equals:
             raise ValueError(
                 f"method {name!r} has no setting {setting!r}; "
-                f"expected parameter=value with one of {', '.join(fields) or 'none'}"
+                f"expected parameter=value with one of {', '.join(known) or 'none'}"
             )
-        values[key] = _convert(name, key, value, fields[key])
-    return dataclasses.replace(default, **values)
+        if key in values:
+            raise ValueError(f"method {name!r}: {key} is given twice in {text!r}")
+        values[key] = known[key].read(entry.build.__name__, value)
+    return entry(**values)
+
+
+def written(name: str) -> str:
+    """A registered method with all its default settings, as `parse_method` takes it."""
+    settings = [f"{p.name}={p.shown(p.default)}" for p in METHODS[name].parameters.values()]
+    return ":".join([name, *settings])
 
 
 def describe_methods() -> str:
     """Every method with its parameters and defaults, its citation, its cost, and the setting that changes nothing."""
     lines = []
-    for name, build in METHODS.items():
-        method: Any = build()
-        fixed = build.keywords if isinstance(build, partial) else {}
-        fields = [f.name for f in dataclasses.fields(method) if f.name not in fixed]
-        settings = " ".join(f"{f}={_shown(getattr(method, f))}" for f in fields)
-        summary = re.split(r"\.\s|\.$|: ", type(method).__doc__ or "")[0]
-        lines += [f"{name}  {settings}".rstrip(), f"    {summary}. {method.citation}."]
-        lines.append(f"    extra cost: {method.cost}; off: {':'.join([name, method.off]).rstrip(':')}")
+    for name, entry in METHODS.items():
+        build = entry.build
+        lines += [written(name).replace(":", "  ", 1).replace(":", " "), f"    {entry.summary}. {build.citation}."]
+        lines.append(f"    extra cost: {build.cost}; off: {':'.join([name, build.off]).rstrip(':')}")
     return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(str(v) for v in value)
-    return "auto" if value is None else str(value)
-
-
-def _convert(name: str, key: str, value: str, default: Any) -> Any:
-    """Read a value as the type of the parameter's default (layers: `1+4+5`)."""
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[value.lower()]
-        if default is None:
-            return tuple(int(part) for part in value.split("+") if value)
-        return type(default)(value)
-    except (KeyError, ValueError):
-        kind = "numbers joined by +" if default is None else type(default).__name__
-        raise ValueError(f"{key} of method {name!r} is a {kind}, got {value!r}") from None

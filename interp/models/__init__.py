@@ -2,18 +2,28 @@
 
 from interp.models.doctor import Check, Diagnosis, diagnose
 from interp.models.families import FAMILIES, TEXT, VISION, Family, UnsupportedModelError
+from interp.models.generation import (
+    GenerateOptions,
+    Generation,
+    HeadSelection,
+    NonFiniteLogitsError,
+    Sampled,
+    Searched,
+)
 from interp.models.gradients import Graph, differentiable
 from interp.models.image_free import IMAGE_FREE, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
-from interp.models.lvlm import LVLM, Generation
+from interp.models.lvlm import LVLM
 from interp.models.sites import SITES, Head, Heads, head_results, read, run_with_edits
+from interp.models.steering import PASSES, Pass, Steered
 
 __all__ = [
     "FAMILIES",
     "IMAGE_FREE",
     "LVLM",
+    "PASSES",
     "SITES",
     "TEXT",
     "VISION",
@@ -21,11 +31,18 @@ __all__ = [
     "Check",
     "Diagnosis",
     "Family",
+    "GenerateOptions",
     "Generation",
     "Graph",
     "Head",
+    "HeadSelection",
     "Heads",
     "Inputs",
+    "NonFiniteLogitsError",
+    "Pass",
+    "Sampled",
+    "Searched",
+    "Steered",
     "UnsupportedModelError",
     "diagnose",
     "differentiable",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -11,7 +12,8 @@ from torch import Tensor
 from interp.models.inputs import Inputs, interleave
 from interp.models.lvlm import LVLM
 
-IMAGE_FREE = ("remove", "mask", "blank", "noise")
+ImageFree = Literal["remove", "mask", "blank", "noise"]
+IMAGE_FREE: tuple[ImageFree, ...] = get_args(ImageFree)
 GREY = (127, 127, 127)
 
 

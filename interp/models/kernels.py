@@ -4,7 +4,6 @@ A wrapper of the model's own kernel is registered with transformers' attention i
 watcher and then runs the kernel itself, unless the watcher changed something.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from interp.models import compat
 
 PREFIX = "interp-"
 
@@ -86,14 +84,8 @@ class AttentionCall:
 Watch = Callable[[AttentionCall], tuple[AttentionCall, Tensor | None] | None]
 """Sees a call; may return another call to make, and probabilities `[batch, head, query, key]` to make it with."""
 
-_WATCHES: dict[nn.Module, Watch] = {}
-
-
-def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
-    """A registered kernel; `eager` is the one in the source file of the model."""
-    if name == "eager":
-        return sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
-    return ALL_ATTENTION_FUNCTIONS[name]
+WATCH = "_interp_watch"
+"""Where an attention module keeps its open watch: a registered kernel is given nothing else to find it by."""
 
 
 def _watched(
@@ -116,43 +108,31 @@ def _watched(
         options.get("softcap"),
         options.get("sliding_window"),
     )
-    watch = _WATCHES.get(module)
+    watch: Watch | None = module.__dict__.get(WATCH)
     changed = None if watch is None else watch(call)
     if changed is not None:
         call, pattern = changed
         if pattern is not None:
             return call.head_outputs(pattern), pattern
         query, key, value = call.query, call.key, call.value
-    return _kernel(name, module)(module, query, key, value, mask, **options)
-
-
-@contextmanager
-def attention_backend(configs: list[Any], name: str) -> Iterator[None]:
-    """While open, the models of these configurations use an attention backend (`eager`, `sdpa`, ...)."""
-    before = [config._attn_implementation_internal for config in configs]
-    for config in configs:
-        config._attn_implementation_internal = name
-    try:
-        yield
-    finally:
-        for config, old in zip(configs, before, strict=True):
-            config._attn_implementation_internal = old
+    return compat.kernel(name, module)(module, query, key, value, mask, **options)
 
 
 @contextmanager
 def watched(configs: list[Any], watches: dict[nn.Module, Watch]) -> Iterator[None]:
-    """While open, each of these attention modules shows its calls to its watch."""
-    backend = (configs[0]._attn_implementation_internal or "eager").removeprefix(PREFIX)
+    """While open, each of these attention modules shows its calls to its watch; inside another one, instead of that."""
+    backend = compat.backend_of(configs[0]).removeprefix(PREFIX)
     name = PREFIX + backend
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, partial(_watched, backend))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
-    before = {module: _WATCHES[module] for module in watches if module in _WATCHES}
-    _WATCHES.update(watches)
+    compat.register_kernel(name, partial(_watched, backend), backend)
+    before = {module: module.__dict__.get(WATCH) for module in watches}
+    for module, watch in watches.items():
+        module.__dict__[WATCH] = watch
     try:
-        with attention_backend(configs, name):
+        with compat.attention_backend(configs, name):
             yield
     finally:
-        for module in watches:
-            del _WATCHES[module]
-        _WATCHES.update(before)
+        for module, old in before.items():
+            if old is None:
+                del module.__dict__[WATCH]
+            else:
+                module.__dict__[WATCH] = old

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from PIL.Image import Image
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
+from interp.models import compat
 from interp.models.inputs import Inputs
 from interp.models.lvlm import LVLM
 
@@ -81,8 +80,8 @@ def _anyres(row: _Row, i: int, _: Image) -> list[Piece]:
     if "batch_num_images" in row.inputs.pixels and len(row.inputs.pictures[row.row]) > 1:
         row.take(1, 1)  # OneVision shows several pictures without tiles, and one newline
         return base
-    shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-    height, width = unpad_image(torch.empty(1, shape[0] * side, shape[1] * side), size).shape[1:]
+    shape = compat.anyres_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    height, width = compat.unpadded(torch.empty(1, shape[0] * side, shape[1] * side), size).shape[1:]
     if limit := re.fullmatch(r"anyres_max_(\d+)", getattr(config, "vision_aspect_ratio", "")):
         ratio = (height * width / (int(limit[1]) * side**2)) ** 0.5
         height, width = (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
@@ -130,7 +129,7 @@ def _canvas(row: _Row, _: int, picture: Image) -> list[Piece]:
     images, side = row.model.processor.image_processor, isqrt(row.model.processor.image_seq_length)
     tile = (images.size["height"], images.size["width"])
     size = (picture.height, picture.width)
-    columns, rows = get_optimal_tiled_canvas(size, tile, images.min_patches, images.max_patches)
+    columns, rows = compat.optimal_tiled_canvas(size, tile, images.min_patches, images.max_patches)
     if not images.crop_to_patches or columns * rows == 1:
         return [Piece(row.take(side, side), WHOLE)]
     tiles = {(r, c): row.take(side, side) for r in range(rows) for c in range(columns)}

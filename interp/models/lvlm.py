@@ -1,9 +1,8 @@
 """The model object: a Hugging Face model, its processor and its nnsight wrapper, described by its family."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from hashlib import sha256
 from operator import attrgetter
 from typing import Any
@@ -14,32 +13,12 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from interp.models import compat
 from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
-from interp.models.inputs import Inputs, counted, padded_right, read_pictures
-
-Steering = Callable[["LVLM", Inputs], AbstractContextManager[Any]]
-"""Something that changes the model while one batch is generated; what it yields as a dict is given to `generate`."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote for a batch.
-
-    `tokens[i]` are the new token ids of row i up to and without the end of sequence, `texts[i]` the same as text;
-    `cache_bytes` is what the keys and values of the whole batch took at the end.
-    """
-
-    tokens: list[Int[Tensor, " _"]]
-    texts: list[str]
-    cache_bytes: int = 0
-
-
-def _entry_device(hf: Any) -> torch.device:
-    """Where a model takes its inputs, also when some of its weights are offloaded."""
-    embedding = hf.get_input_embeddings()
-    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    return embedding.weight.device if device is None else torch.device(device)
+from interp.models.generation import Generation, arguments, cache_bytes, described, own_settings, settings_of
+from interp.models.inputs import Inputs, counted, padded_right, position_limit, read_pictures, rendered
+from interp.models.steering import Steerable
 
 
 class _Traced(nnsight.NNsight):
@@ -47,10 +26,10 @@ class _Traced(nnsight.NNsight):
 
     @property
     def device(self) -> torch.device:
-        return _entry_device(self._module)
+        return compat.entry_device(compat.wrapped(self))
 
 
-class LVLM:
+class LVLM(Steerable):
     """A model that can be looked into: a vision-language model, or a plain language model.
 
     `hf` is the Hugging Face model, `processor` its processor (a tokenizer for a plain language model), `traced` the
@@ -58,8 +37,9 @@ class LVLM:
     """
 
     def __init__(self, hf: Any, processor: Any, name: str, traced: Any = None) -> None:
+        super().__init__(name)
         self.family: Family = family_of(type(hf).__name__)
-        self.hf, self.processor, self.name = hf.eval(), processor, name
+        self.hf, self.processor = hf.eval(), processor
         self.remote = traced is not None
         with warnings.catch_warnings():  # of modules called "output", which lie in Q-Formers
             warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
@@ -73,13 +53,15 @@ class LVLM:
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.max_positions: int | None = position_limit(config)
         self.image_token_id: int | None = None
         if self.family.image_token is not None:
             self.image_token_id = getattr(hf.config, self.family.image_token)
             self._placeholder()
         ids = self.tokenizer.convert_tokens_to_ids(list(self.family.frame_tokens))
         self._frame_ids = torch.tensor([i for i in ids if i is not None and i != self.tokenizer.unk_token_id])
-        self._steering: list[Steering] = []
+        self.misfits: tuple[str, ...] | None = None
+        """What the files lack, or hold beside the model, in words; None where no files were read."""
 
     @classmethod
     def on_ndif(cls, hub_id: str, processor: Any, family: Family, **options: Any) -> "LVLM":
@@ -87,7 +69,7 @@ class LVLM:
         nnsight.register("interp")  # its functions travel with a request
         task = "image-text-to-text" if family.has_vision else "text-generation"
         traced: Any = nnsight.TransformersModel(hub_id, task=task, **options)
-        return cls(traced._module, processor, hub_id, traced)
+        return cls(compat.wrapped(traced), processor, hub_id, traced)
 
     def __repr__(self) -> str:
         shape = f"{self.n_layers} layers x {self.n_heads} heads x {self.d_head}"
@@ -96,7 +78,7 @@ class LVLM:
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return _entry_device(self.hf)
+        return compat.entry_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,7 +100,7 @@ class LVLM:
     @property
     def backend(self) -> str:
         """The attention backend of the decoder: `sdpa`, `eager`, ..."""
-        return self.hf.config.get_text_config()._attn_implementation
+        return compat.backend_of(self.hf.config.get_text_config())
 
     @property
     def decoder_configs(self) -> list[Any]:
@@ -141,7 +123,7 @@ class LVLM:
     def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch token d_model"]:
         """What goes into the first layer: text embeddings with the pictures merged in; no layer runs."""
         found: list[Tensor] = []
-        with torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
+        with self.in_use(), torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
             found.append(self.layer(0, self.traced).input)
             tracer.stop()
         return found[0]
@@ -193,11 +175,11 @@ class LVLM:
         if getattr(self.processor, "chat_template", None):
             words: Any = [{"type": "image"}] * shown + [{"type": "text", "text": text}]
             turn = [{"role": "user", "content": words if self.family.has_vision else text}]
-            return self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        rendered = self.family.prompt or "{images}{text}"
-        if "{images}" not in rendered and n_images > 1:
+            return rendered(self.processor, turn)
+        form = self.family.prompt or "{images}{text}"
+        if "{images}" not in form and n_images > 1:
             raise ValueError(f"a {self.family.name} model takes one picture a prompt, got {n_images}")
-        return rendered.format(images=(placeholder or "") * shown, text=text)
+        return form.format(images=(placeholder or "") * shown, text=text)
 
     def inputs(
         self,
@@ -245,7 +227,8 @@ class LVLM:
         ids = ids.to(self.device)
         mask, nothing = torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         positions = self._positions(ids, mask, {}, {})
-        return Inputs(ids, mask, positions, nothing, nothing, self.tokenizer.pad_token_id)
+        pad = self.tokenizer.pad_token_id
+        return Inputs(ids, mask, positions, nothing, nothing, pad, max_positions=self.max_positions)
 
     def processed(self, rows: Sequence[tuple[Image.Image, ...]], texts: Sequence[str]) -> Inputs:
         """What the processor makes of rendered prompts and their pictures."""
@@ -276,6 +259,7 @@ class LVLM:
             suffix_type=self.family.suffix_type,
             texts=tuple(texts),
             pictures=tuple(rows),
+            max_positions=self.max_positions,
         )
         for row, pictures in enumerate(rows):
             if pictures and not inputs.image_mask[row].any():
@@ -293,50 +277,46 @@ class LVLM:
         rope_index = attrgetter(self.family.rope_index)(self.hf)
         return rope_index(ids, attention_mask=mask, image_grid_thw=pixels["image_grid_thw"], **types)[0]
 
-    @contextmanager
-    def steered(self, steering: Steering) -> Iterator[None]:
-        """While open, `generate` enters `steering(model, inputs)` around each batch."""
-        self._steering.append(steering)
-        try:
-            yield
-        finally:
-            self._steering.remove(steering)
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """How `generate` decodes unless told otherwise, and what it sets aside of generation_config.json."""
+        return settings_of(self.hf)
 
     @torch.no_grad()
     def generate(self, inputs: Inputs, max_new_tokens: int = 128, **options: Any) -> Generation:
-        """Generate, steered by the interventions that are open.
+        """Generate, steered by the methods that are open.
 
-        Greedy, unless `options` (passed to Hugging Face's `generate`) say otherwise.
+        Greedy, unless `options` (passed to Hugging Face's `generate`) or open methods say otherwise; of the model's
+        generation_config.json only special tokens are used.  A `logits_processor` among the options sees the scores
+        as the methods have left them.  Raises NonFiniteLogitsError where no token can be taken from the scores.
         """
         if self.remote:
             raise ValueError(
                 "a remote model can be looked into but does not generate here; load it without remote=True"
             )
-        settings = dict(options)
-        with ExitStack() as stack:
-            for steering in self._steering:
-                _add(settings, stack.enter_context(steering(self, inputs)))
+        inputs.require_room(max_new_tokens)
+        with self.in_use(), ExitStack() as stack:
+            parts = []
+            for steered in self._open:
+                part = stack.enter_context(steered.method.steer(self, inputs))
+                if part.heads is not None:
+                    steered.heads.append(part.heads)
+                parts.append((type(steered.method).__name__, part))
+            wanted = arguments(parts, options, compat.cache_keyword(self.hf))
             defaults = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": inputs.pad_token_id}
-            defaults["return_dict_in_generate"] = True
-            out = self.hf.generate(**inputs.kwargs(), **(defaults | settings))
-        ids, cache = out.sequences, out.past_key_values
-        held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
-        eos = options.get("eos_token_id", self.hf.generation_config.eos_token_id)
-        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=ids.device)
+            settings = {**defaults, "num_beams": 1, **wanted, "return_dict_in_generate": True}
+            stack.enter_context(own_settings(self.hf))
+            out = self.hf.generate(**inputs.kwargs(), **settings)
+        used = self.generation_settings | described(settings) | {"methods": [repr(m) for m in self.methods]}
+        return self._written(inputs, out, settings, used)
+
+    def _written(self, inputs: Inputs, out: Any, settings: dict[str, Any], used: dict[str, Any]) -> Generation:
+        """The new tokens of each row up to the end of sequence, and their texts."""
+        eos = settings.get("eos_token_id", self.hf.generation_config.eos_token_id)
+        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=out.sequences.device)
         tokens = []
-        for row in ids[:, inputs.input_ids.shape[1] :]:
+        for row in out.sequences[:, inputs.input_ids.shape[1] :]:
             stop = torch.isin(row, ends).nonzero()
             tokens.append(row[: int(stop[0])] if len(stop) else row)
         texts = [self.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens]
-        return Generation(tokens, texts, held)
-
-
-def _add(settings: dict[str, Any], more: Any) -> None:
-    """What an open method wants `generate` to be given; logits processors add up, anything else is given once."""
-    for name, value in more.items() if isinstance(more, dict) else ():
-        if name == "logits_processor":
-            settings[name] = [*settings.get(name, []), *value]
-        elif name in settings:
-            raise ValueError(f"two open methods both set {name} of generate; they cannot be combined")
-        else:
-            settings[name] = value
+        return Generation(tokens, texts, cache_bytes(out), used)

@@ -236,6 +236,7 @@ def run_pass(
     one, family, root = _Pass(model, inputs, edits), model.family, model.traced
     stream, heads = (model.d_model,), (model.n_heads, model.d_head)
     with (
+        model.in_use(),
         watched(model.decoder_configs, one.watches) if one.watches else nullcontext(),
         torch.set_grad_enabled(with_gradients),
         root.trace(**inputs.kwargs(), use_cache=False, logits_to_keep=keep or 0, **model.trace_options),

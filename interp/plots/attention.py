@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,12 +12,15 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import NullFormatter
 from PIL.Image import Image, blend, new
 
-from interp.plots.style import CORRECT, HUES, SHARE, finish, new_axes, styled
+from interp.plots.style import CORRECT, HUES, SHARE, finish, new_axes, shorten, styled
 
 GLOW = LinearSegmentedColormap.from_list(
     "glow", [(1, 0.9, 0.4, 0), (1, 0.65, 0.1, 0.6), (0.84, 0.2, 0, 0.8), (0.45, 0, 0.1, 0.92)]
 )
 """From nothing over orange to dark red: a place without attention stays as it is."""
+
+APART = 0.12
+"""Share of an axis of 0 to 100 % that a line of text takes, generously."""
 
 
 @styled
@@ -36,9 +40,10 @@ def sparsity_curves(
     for values in grey.values():
         ax.plot(x, 100 * values, color="0.75", linewidth=0.8, zorder=1)
     ends = [f(grey, key=lambda name: grey[name][0]) for f in (min, max)] if grey else []
-    for name, align in zip(dict.fromkeys(ends), ("top", "bottom"), strict=False):
-        at = (x[0], 100 * grey[name][0])
-        ax.annotate(name, at, (0, 3 if align == "bottom" else -3), textcoords="offset points", fontsize=8, va=align)
+    if ends and grey[ends[1]][0] - grey[ends[0]][0] > APART:
+        for name, below in zip(ends, (grey[ends[0]][0] > APART, grey[ends[1]][0] > 1 - APART), strict=True):
+            style = {"xytext": (0, -3 if below else 3), "va": "top" if below else "bottom", "fontsize": 8}
+            ax.annotate(name, (x[0], 100 * grey[name][0]), textcoords="offset points", **style)
     groups = list(dict.fromkeys(name.partition(",")[0] for name in curves))
     for name, (mean, error) in curves.items():
         group, without, _ = name.partition(",")
@@ -85,20 +90,22 @@ def bars(
     limits: tuple[float, float] | None = None,
 ) -> Axes:
     """One horizontal bar for each label with its value, the longest on top; `nan` comes last and has none."""
-    lines = [textwrap.fill(text, 30) for text in labels]
-    ax = new_axes(ax, 1.2 + 0.18 * sum(1 + line.count("\n") for line in lines))
+    lines = [textwrap.fill(shorten(text, 56), 30) for text in labels]
+    ax = new_axes(ax, 1.2 + 0.2 * len(lines) * max(1 + line.count("\n") for line in lines))
     order = sorted(range(len(labels)), key=lambda i: -values[i] if np.isfinite(values[i]) else np.inf)
     shown = [values[i] if np.isfinite(values[i]) else 0.0 for i in order]
     ax.barh(range(len(order)), shown, color=CORRECT)
     ax.set_yticks(range(len(order)), [lines[i] for i in order], fontsize=8)
     ax.invert_yaxis()
-    low, high = (min(0.0, *shown, 0.0), max(*shown, 0.0, 0.0) or 1.0) if limits is None else limits
+    low, high = (min(0.0, *shown), max(0.0, *shown) or 1.0) if limits is None else limits
     ax.set(xlim=(low, high + (0.16 if limits is None else 0.0) * (high - low)), xlabel=label, title=title)
+    digits = ".1f" if max(map(abs, shown), default=0) >= 10 else ".2f"
     for place, i in enumerate(order):
-        text = f"{values[i]:.3g}" if np.isfinite(values[i]) else "no value"
+        text = format(values[i], digits) if np.isfinite(values[i]) else "no value"
         inside = shown[place] > low + 0.8 * (high - low) and limits is not None
-        style = {"color": "white" if inside else "black", "ha": "right" if inside else "left"}
+        style: dict[str, Any] = {"color": "white" if inside else "black", "ha": "right" if inside else "left"}
+        offset = (-3 if inside else 3, 0)
         at = (max(shown[place], low), place)
-        ax.annotate(text, at, (-3 if inside else 3, 0), textcoords="offset points", va="center", fontsize=8, **style)
+        ax.annotate(text, at, offset, textcoords="offset points", va="center", fontsize=8, **style)
     finish(ax)
     return ax

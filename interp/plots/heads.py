@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from interp.plots.style import CORRECT, NARROW, WIDE, finish, limits_of, new_axes, shorten, styled
 
-ANNOTATED = 9
-"""Heads, or positions, up to which the numbers are written into the cells of a narrow map."""
+ANNOTATED, CELL = 9, 5
+"""Heads, or positions, up to which a narrow map has numbers in its cells, and the characters that fit into one."""
 
 
 @styled
@@ -22,6 +22,7 @@ def heat_map(
     signed: bool,
     limits: tuple[float, float] | None,
     annotated: bool,
+    bar: bool = True,
 ) -> None:
     """Draw a heat map: zero is pale, signed values diverge from it, what was not measured (`nan`) is hatched grey."""
     low, high = limits_of(values, signed=signed) if limits is None else limits
@@ -30,10 +31,11 @@ def heat_map(
     sns.heatmap(
         values,
         ax=ax,
-        annot=texts if annotated else False,
+        annot=texts if annotated and max(map(len, texts.flat)) <= CELL else False,
         fmt="",
         annot_kws={"size": 7.5},
-        cbar_kws={"label": label},
+        cbar=bar,
+        cbar_kws={"label": label} if bar else None,
         cmap="RdBu_r" if signed else "mako_r",
         vmin=low,
         vmax=high,

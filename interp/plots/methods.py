@@ -1,6 +1,8 @@
 """Methods against each other: trade-offs with their Pareto front, an operating curve, controls, method by organism."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from interp.plots.style import (
     new_axes,
     panels,
     share_limits,
+    shorten,
     styled,
     wrap,
 )
@@ -36,7 +39,7 @@ def _ends(v: Interval) -> list[list[float]]:
     return [[max(v.value - v.low, 0)], [max(v.high - v.value, 0)]]
 
 
-def _front(points: Sequence[tuple[float, float]]) -> list[int]:
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """The points than which none is both further right and lower, from left to right."""
     kept: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
@@ -45,18 +48,19 @@ def _front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept[::-1]
 
 
-def _scatter(ax: Axes, methods: Mapping[str, Rates], x: str, y: str, *, low_x_is_good: bool = False) -> None:
+def _scatter(ax: Axes, methods: Mapping[str, Rates], x: str, y: str) -> None:
     """Methods as labelled points with intervals, variants grey, the Pareto front through the best; limits are set."""
     methods = {n: v for n, v in methods.items() if np.isfinite([v[x].value, v[y].value]).all()}
     names = list(methods)
     at = [(methods[name][x].value, methods[name][y].value) for name in names]
-    turned = [(-v, -w) for v, w in at] if low_x_is_good else at
-    front = _front(turned)
-    ax.plot(*zip(*(at[i] for i in front), strict=True), color="0.55", linewidth=0.9, zorder=1) if front else None
-    named = [i for i, name in enumerate(names) if i in front or not is_variant(name, names)]
+    best = front(at)
+    style: dict[str, Any] = {"color": "0.55", "linewidth": 0.9, "zorder": 1, "drawstyle": "steps-pre"}
+    if best:
+        ax.plot(*zip(*(at[i] for i in best), strict=True), **style)
+    named = [i for i, name in enumerate(names) if i in best or not is_variant(name, names)]
     for i, name in enumerate(names):
-        colour = "black" if name == "greedy" else CORRECT if i in front else HALLUCINATED if i in named else "0.7"
-        style = {"color": colour, "marker": "o", "markersize": 4 if i in named else 3, "elinewidth": 0.8}
+        colour = "black" if name == "greedy" else CORRECT if i in best else HALLUCINATED if i in named else "0.7"
+        style = {"color": colour, "marker": "o", "markersize": 4 if i in named else 3, "elinewidth": 0.6}
         v = methods[name]
         ax.errorbar(*at[i], xerr=_ends(v[x]), yerr=_ends(v[y]), zorder=3 if i in named else 2, **style)
     rest = [at[i] for i in range(len(names)) if i not in named]
@@ -111,7 +115,7 @@ def operating_curve(
     for name, v in shown.items():
         above = bool(len(x)) and v["recall"].value > np.interp(v["chair_i"].value, x, y)
         colour = "black" if name == "greedy" else "0.7" if name not in named else CORRECT if above else HALLUCINATED
-        bars = {"xerr": _ends(v["chair_i"]), "yerr": _ends(v["recall"])}
+        bars: dict[str, Any] = {"xerr": _ends(v["chair_i"]), "yerr": _ends(v["recall"])}
         ax.errorbar(v["chair_i"].value, v["recall"].value, fmt="o", markersize=4, elinewidth=0.8, color=colour, **bars)
     at = {name: (v["chair_i"].value, v["recall"].value) for name, v in shown.items()}
     along = [*zip(x, y, strict=True), *(p for name, p in at.items() if name not in named)]
@@ -125,8 +129,11 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
 
     Measures whose label says % are drawn from 0 to 100.
     """
-    most = max(sum(name not in controls for name in values) for values in measures.values())
-    figure, axes = panels(len(measures), 2.6 + 0.1 * most)
+    names = {name: readable(name) for values in measures.values() for name in values if name not in controls}
+    few = len(names) <= 4
+    lines = {n: textwrap.fill(shorten(text, 44), 22) if few else shorten(text, 32) for n, text in names.items()}
+    longest = max(len(line) for text in lines.values() for line in text.split("\n"))
+    figure, axes = panels(len(measures), 2.5 + 0.065 * longest)
     for ax, (label, values) in zip(axes, measures.items(), strict=True):
         shown = {name: v for name, v in values.items() if name not in controls}
         for x, (name, v) in enumerate(shown.items()):
@@ -137,7 +144,7 @@ def against_controls(measures: Mapping[str, Mapping[str, Interval]], controls: S
             ax.axhspan(min(random), max(random), color="grey", alpha=0.25, linewidth=0)
             ax.axhline(float(np.mean(random)), color="grey", linestyle="--", linewidth=1)
         ax.set(ylabel=label, xlim=(-0.6, len(shown) - 0.4))
-        ax.set_xticks(range(len(shown)), [readable(name) for name in shown], rotation=90, fontsize=8)
+        ax.set_xticks(range(len(shown)), [lines[name] for name in shown], rotation=90, fontsize=8)
         if "%" in label:
             ax.set_ylim(SHARE)
     if controls:
@@ -164,20 +171,21 @@ def method_matrix(
     found = [[differences[name].get(model) for model in models] for name in names]
     values = np.array([[np.nan if v is None else v.value for v in row] for row in found])
     ax = new_axes(ax, 1.3 + 0.36 * max(len(names), 2), WIDE if len(models) > 1 else 5.0)
-    heat_map(values, label, ax, signed=True, limits=limits, annotated=False)
+    heat_map(values, "", ax, signed=True, limits=limits, annotated=False, bar=False)
     most = (limits or limits_of(values, signed=True))[1]
     for (row, column), value in np.ndenumerate(values):
         v = found[row][column]
         if v is not None and np.isfinite(value):
-            text = f"{v.value:+.1f} [{v.low:.1f}, {v.high:.1f}]"
+            text = f"{v.value:+.1f}\n[{v.low:.1f}, {v.high:.1f}]"
             colour = "white" if abs(value) > 0.6 * most else "black"
             weight = "bold" if v.low > 0 or v.high < 0 else "normal"
-            size = 8 if len(models) <= 4 else 6.5
-            style = {"color": colour, "weight": weight, "fontsize": size, "ha": "center", "va": "center"}
+            style = {"color": colour, "weight": weight, "fontsize": 7, "ha": "center", "va": "center"}
             ax.text(column + 0.5, row + 0.5, text, **style)
-    ax.set_xticks(np.arange(len(models)) + 0.5, [f"{m}\n{causes[m]}".strip() for m in models])
-    ax.set_yticks(np.arange(len(names)) + 0.5, [readable(name) for name in names], fontsize=8)
+    columns = [[textwrap.fill(text, max(8, 70 // len(models))) for text in (m, causes[m])] for m in models]
+    ax.set_xticks(np.arange(len(models)) + 0.5, ["\n".join(lines).strip() for lines in columns], fontsize=8)
+    ax.set_yticks(np.arange(len(names)) + 0.5, [shorten(readable(name), 34) for name in names], fontsize=8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
+    ax.set_xlabel(f"{label}; bold where the 95 % interval leaves out 0")
     finish(ax)
     return ax

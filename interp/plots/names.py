@@ -1,5 +1,7 @@
 """Methods and their settings as a reader writes them, from the strings that name them in a run."""
 
+import re
+
 METHODS = {
     "beams": "beam search",
     "vhr": "VHR",
@@ -42,7 +44,13 @@ def setting(key: str, value: str) -> str:
 
 
 def readable(settings: dict[str, str] | str) -> str:
-    """A method with its settings in words: `edit:heads=top:by=vhd:op=zero` is "top heads by VHD, silenced"."""
+    """A method with its settings in words: `edit:heads=top:by=vhd:op=zero` is "top heads by VHD, silenced".
+
+    So is `zero top by vhd`, as an ablation names its edit.
+    """
+    edit = re.fullmatch(r"(\w+) (\S+) by (\w+)", settings) if isinstance(settings, str) else None
+    if edit:
+        settings = dict(zip(("method", "heads", "by", "op"), ("edit", edit[2], edit[3], edit[1]), strict=True))
     own = dict(settings_of(settings) if isinstance(settings, str) else settings)
     method = own.pop("method")
     words = METHODS.get(method, method)

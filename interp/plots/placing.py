@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 RINGS = np.arange(5, 400, 5)
-ANGLES = np.deg2rad([0, 180, 45, 135, 315, 225, 90, 270, 22, 158, 338, 202, 67, 113, 293, 247])
+ANGLES = np.deg2rad([45, 135, 315, 225, 67, 113, 293, 247, 90, 270, 22, 158, 338, 202, 0, 180])
 
 
 def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
@@ -20,7 +20,14 @@ def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
     return area
 
 
-def label_points(ax: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], avoid: Sequence) -> None:
+def _side(component: float) -> float:
+    """Where a label lies along a direction: before its point (-1), centred on it or behind it (1)."""
+    return float(np.sign(component)) if abs(component) > 0.3 else 0.0
+
+
+def label_points(
+    ax: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], avoid: Sequence[tuple[float, float]]
+) -> None:
     """Write each label as near to its point as is free; a thin line leads there from further away.
 
     `avoid` are further points, `(x, y)` in data, that no label may cover.  Limits of the axes are to be set before, as
@@ -41,8 +48,8 @@ def label_points(ax: Axes, points: Sequence[tuple[float, float]], labels: Sequen
         for ring in RINGS * pixel:
             for angle in ANGLES:
                 across, up = np.cos(angle), np.sin(angle)
-                left = x + ring * across - size.width * (1 - across) / 2
-                low = y + ring * up - size.height * (1 - up) / 2
+                left = x + ring * across - size.width * (1 - _side(across)) / 2
+                low = y + ring * up - size.height * (1 - _side(up)) / 2
                 box = Bbox.from_bounds(left, low, size.width, size.height)
                 if box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1:
                     continue

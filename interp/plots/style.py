@@ -50,8 +50,11 @@ def panels(n: int, height: float, *, legend_rows: int = 0) -> tuple[Figure, list
     return figure, list(axes[0])
 
 
-def wrap(text: Text, room: float, vertical: bool = False) -> None:
-    """Break the lines of a text so that it takes at most `room` pixels along its direction, if words allow."""
+def wrap(text: Text, room: float, vertical: bool = False) -> bool:
+    """Break the lines of a text so that it takes at most `room` pixels along its direction, if words allow.
+
+    Returns whether it was too long.
+    """
     words = " ".join(text.get_text().split())
     columns = len(words)
     while words:
@@ -59,22 +62,25 @@ def wrap(text: Text, room: float, vertical: bool = False) -> None:
         extent = box.height if vertical else box.width
         longest = max(map(len, text.get_text().split("\n")))
         if extent <= room or columns <= 8:
-            return
+            return columns < len(words)
         columns = min(columns - 1, int(longest * room / extent))
         lines = textwrap.wrap(words, max(columns, 8), break_long_words=False)
         text.set_text("\n".join(lines))
+    return False
 
 
 def finish(ax: Axes | Sequence[Axes]) -> None:
     """Wrap titles and labels of a figure's axes to the length of the side that they stand at."""
     figure = figure_of(ax)
-    for _ in range(2):  # wrapped lines make the axes smaller
+    for _ in range(3):  # wrapped lines make the axes smaller
         figure.draw_without_rendering()
+        wrapped = []
         for each in figure.axes:
             box = each.get_window_extent()
-            wrap(each.title, box.width)
-            wrap(each.xaxis.label, box.width)
-            wrap(each.yaxis.label, box.height, vertical=True)
+            texts = ((each.title, box.width), (each.xaxis.label, box.width), (each.yaxis.label, box.height))
+            wrapped += [wrap(text, room, vertical=text is each.yaxis.label) for text, room in texts]
+        if not any(wrapped):
+            return
 
 
 def figure_of(ax: Axes | Sequence[Axes]) -> Figure:

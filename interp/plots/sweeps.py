@@ -101,12 +101,12 @@ def dose_curve(
     dose: Float[np.ndarray, " dose"],
     measures: Mapping[str, Mapping[str, Sequence[Interval]]],
     xlabel: str,
-    controls: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    controls: Mapping[str, Float[np.ndarray, "control dose"]] | None = None,
     logarithmic: bool = False,
 ) -> list[Axes]:
     """Measures against a numeric dose: a panel for each measure, in it a line with 95 % intervals for each series.
 
-    `controls` holds for a measure the values `[control][dose]` of controls, drawn as a grey band and its mean.  A
+    `controls` holds for a measure the values of controls, drawn as a grey band and its mean.  A
     logarithmic axis keeps a dose of 0 at its left end.  `xlabel` names the unit; measures that say % go from 0 to 100.
     """
     labels = list(dict.fromkeys(name for series in measures.values() for name in series))
@@ -124,16 +124,16 @@ def dose_curve(
             ends = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
             ax.errorbar(x, y, yerr=ends, markersize=3, capsize=1.5, linewidth=1.2, **styles[name])
         if controls and measure in controls:
-            each = np.array(controls[measure], dtype=float)[:, order]
+            each = controls[measure][:, order]
             ax.fill_between(x, each.min(0), each.max(0), color="0.5", alpha=0.25, linewidth=0)
             ax.plot(x, each.mean(0), color="0.4", linestyle="--", linewidth=1)
         ax.set(xlabel=xlabel, ylabel=measure)
         if logarithmic:
             ax.set_xscale("symlog", linthresh=float(x[x > 0].min()) if (x > 0).any() else 1.0, linscale=0.4)
             ax.xaxis.set_minor_formatter(NullFormatter())
-        if len(x) <= 8:
-            texts = [f"{v:g}" for v in x]
-            ax.set_xticks(x, texts, rotation=90 if sum(map(len, texts)) > 14 else 0)
+        shown_at = x[:: -(-len(x) // 8)]
+        texts = [f"{v:g}" for v in shown_at]
+        ax.set_xticks(shown_at, texts, rotation=90 if sum(map(len, texts)) > 12 else 0)
         if "%" in measure:
             ax.set_ylim(SHARE)
     handles = [Line2D([], [], markersize=3, **styles[label]) for label in labels]

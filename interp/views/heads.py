@@ -70,7 +70,7 @@ class HeadsReport:
         ranked = [(i, str(head), *head, value) for i, (head, value) in enumerate(self.ranking(), 1)]
         _table(out / "heads.csv", ("rank", "label", "layer", "head", "vhd"), ranked)
         arrays = {"vhd": self.vhd}
-        plots.save(plots.head_heatmap(self.vhd, "VHD", "VHD at the first step"), out / "vhd.png")
+        plots.save(plots.head_heatmap(self.vhd, "VHD (Euclidean distance)", "VHD at the first step"), out / "vhd.png")
         if self.token_vhd is not None:
             arrays |= {"token_vhd": self.token_vhd, "t_vhd": np.array(self.t_vhd)}
             rows = [(i, *r) for i, r in enumerate(zip(self.tokens, self.t_vhd, self.probability, strict=True))]

@@ -3,75 +3,65 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from interp.models import LVLM
+from interp.interventions.base import Kept, Method, Seed, Within
+from interp.models import LVLM, GenerateOptions, Inputs, Sampled
+
+OF_THE_LOOP = {"main": "it says how tokens are taken from the logits, and changes no pass"}
 
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(Method):
     """Plain greedy generation, the baseline of every comparison."""
 
-    citation: ClassVar[str] = "Hugging Face"
-    cost: ClassVar[str] = "none"
-    off: ClassVar[str] = ""
+    citation: ClassVar = "Hugging Face"
+    cost: ClassVar = "none"
+    off: ClassVar = ""
+    passes: ClassVar = OF_THE_LOOP
 
-    def __call__(self, model: LVLM) -> AbstractContextManager[None]:
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
         """Change nothing."""
-        return nullcontext()
+        return nullcontext(GenerateOptions())
 
 
 @dataclass(frozen=True)
-class Beams:
+class Beams(Method):
     """Beam search; one beam is greedy."""
 
-    num_beams: int = 5
-    citation: ClassVar[str] = "Hugging Face"
-    cost: ClassVar[str] = "as many rows as beams"
-    off: ClassVar[str] = "num_beams=1"
+    num_beams: Annotated[int, Within(1, 1000)] = 5
 
-    def __post_init__(self) -> None:
-        if self.num_beams < 1:
-            raise ValueError(f"num_beams is a number of at least 1, got {self.num_beams}")
+    citation: ClassVar = "Hugging Face"
+    cost: ClassVar = "as many rows as beams"
+    off: ClassVar = "num_beams=1"
+    passes: ClassVar = OF_THE_LOOP
 
-    @contextmanager
-    def __call__(self, model: LVLM) -> Iterator[None]:
-        """Steer `model.generate` while open."""
-        with model.steered(lambda *_: nullcontext({"num_beams": self.num_beams})):
-            yield
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
+        """Search with beams."""
+        return nullcontext(GenerateOptions(num_beams=self.num_beams if self.num_beams > 1 else None))
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Method):
     """Sampling from the model's distribution; `temperature=0` is greedy.  Each batch starts from `seed`."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
-    citation: ClassVar[str] = "Hugging Face"
-    cost: ClassVar[str] = "none"
-    off: ClassVar[str] = "temperature=0"
+    temperature: Annotated[float, Within(0, 100)] = 1.0
+    top_p: Kept = 1.0
+    seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "expected a temperature of at least 0 and a top_p above 0 and at most 1, "
-                f"got {self.temperature} and {self.top_p}"
-            )
+    citation: ClassVar = "Hugging Face"
+    cost: ClassVar = "none"
+    off: ClassVar = "temperature=0"
+    passes: ClassVar = OF_THE_LOOP
 
     @contextmanager
-    def _steer(self) -> Iterator[dict[str, object]]:
+    def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
+        """Draw tokens, from the seed on."""
         if not self.temperature:
-            yield {}
+            yield GenerateOptions()
             return
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            yield {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-
-    @contextmanager
-    def __call__(self, model: LVLM) -> Iterator[None]:
-        """Steer `model.generate` while open."""
-        with model.steered(lambda *_: self._steer()):
-            yield
+            yield GenerateOptions(sampling=Sampled(self.temperature, self.top_p))

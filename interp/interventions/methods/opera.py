@@ -15,30 +15,22 @@ without ways back is beam search.  Each prompt is searched by itself.
 """
 
 import copy
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
 
-from interp.interventions.methods.contrast import Continuation
-from interp.models import LVLM, AttentionCall, Inputs
+from interp.interventions.base import Count, Method, Weight, Within
+from interp.interventions.primitives.continuation import Continuation
+from interp.metrics.over_trust import over_trust
+from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs, Searched
 from interp.models.kernels import watched
-
-
-def over_trust(
-    omega: Float[Tensor, "row query key"], sigma: float
-) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
-    """`phi` and its column: the largest product down a column of the scaled, lower triangular attention."""
-    below = torch.ones(omega.shape[1:], dtype=torch.bool, device=omega.device).tril()
-    best = (sigma * omega.double()).masked_fill(~below, 1.0).prod(1).max(-1)
-    return best.values.clamp(max=1e30), best.indices  # finite, so that beams stay comparable
 
 
 @dataclass(frozen=True)
@@ -169,46 +161,43 @@ class _End:
 
 
 @dataclass(frozen=True)
-class OPERA:
+class OPERA(Method):
     """Beam search that distrusts summary tokens.
 
     `alpha`: weight of the over-trust penalty; `sigma`: scale of the attention in it; `candidates`: tokens tried for
     each beam; `threshold` coincidences among the last `recent` tokens send the search back, `rollbacks` times at most.
     """
 
-    num_beams: int = 5
-    candidates: int = 5
-    alpha: float = 1.0
-    sigma: float = 50.0
-    threshold: int = 15
-    recent: int = 20
-    rollbacks: int = 5
+    num_beams: Annotated[int, Within(1, 1000)] = 5
+    candidates: Annotated[int, Within(1, 1000)] = 5
+    alpha: Weight = 1.0
+    sigma: Annotated[float, Within(0, 1e6, above=True)] = 50.0
+    threshold: Count = 15
+    recent: Count = 20
+    rollbacks: Annotated[int, Within(0, 1000)] = 5
 
-    citation: ClassVar[str] = "Huang et al., CVPR 2024, arXiv 2311.17911"
-    cost: ClassVar[str] = "a row for each candidate of each beam; one prompt at a time"
-    off: ClassVar[str] = "num_beams=1:alpha=0:rollbacks=0"
+    citation: ClassVar = "Huang et al., CVPR 2024, arXiv 2311.17911"
+    cost: ClassVar = "a row for each candidate of each beam; one prompt at a time"
+    off: ClassVar = "num_beams=1:alpha=0:rollbacks=0"
+    passes: ClassVar = {"main": "its own passes are those from which the text is written"}
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "candidates", "threshold", "recent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a number of at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         if self.candidates < self.num_beams:
             raise ValueError(f"expected at least as many candidates as beams, got {self.candidates} < {self.num_beams}")
-        if self.alpha < 0 or not self.sigma > 0 or self.rollbacks < 0 or not math.isfinite(self.alpha):
-            raise ValueError(
-                "expected alpha and rollbacks of at least 0 and sigma above 0, "
-                f"got {self.alpha}, {self.rollbacks} and {self.sigma}"
-            )
 
-    def _decode(self, model: LVLM, inputs: Inputs, options: dict[str, Any]) -> SimpleNamespace:
-        """What transformers' `generate` calls in place of its own loop."""
-        processor, config = options["logits_processor"], options["generation_config"]
-        if any(not type(p).__module__.startswith("transformers.") for p in processor):
-            raise ValueError("OPERA searches by itself and cannot be combined with a contrastive method")
-        if config.num_beams > 1 or config.do_sample:
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
+        """Search in place of generate's own loop."""
+        return nullcontext(GenerateOptions(search=partial(self._search, model, inputs)))
+
+    def _search(
+        self, model: LVLM, inputs: Inputs, processor: LogitsProcessorList, config: GenerationConfig
+    ) -> Searched:
+        """Search one prompt after the other."""
+        if (config.num_beams or 1) > 1 or config.do_sample:
             raise ValueError("OPERA has beams of its own (num_beams=), expected neither num_beams nor do_sample")
         limit = config.max_length - inputs.input_ids.shape[1]
-        together = Continuation(model, inputs)
+        together = Continuation(model, inputs, "main")
         logits = together.start()
         eos = torch.tensor([config.eos_token_id or []], device=logits.device).flatten().long()
         texts, layers = [], list[Any]()
@@ -224,16 +213,4 @@ class OPERA:
         longest = max(len(text) for text in texts)
         filler = int(eos[0]) if len(eos) else inputs.pad_token_id
         rows = torch.stack([torch.nn.functional.pad(t, (0, longest - len(t)), value=filler) for t in texts])
-        sequences = torch.cat([inputs.input_ids, rows], 1)
-        return SimpleNamespace(sequences=sequences, past_key_values=SimpleNamespace(layers=layers))
-
-    @contextmanager
-    def __call__(self, model: LVLM) -> Iterator[None]:
-        """Steer `model.generate` while open."""
-
-        @contextmanager
-        def steer(steered: LVLM, inputs: Inputs) -> Iterator[dict[str, Any]]:
-            yield {"custom_generate": lambda *_, **options: self._decode(steered, inputs, options)}
-
-        with model.steered(steer):
-            yield
+        return Searched(torch.cat([inputs.input_ids, rows], 1), layers)

@@ -1,21 +1,24 @@
 """Scaling head outputs while a model runs, natively."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.models import LVLM
+from interp.models import LVLM, PASSES
 
 
 @contextmanager
-def scaled_heads(model: LVLM, scale: Float[Tensor, "batch layer head"]) -> Iterator[None]:
-    """While open, multiply the output of every head, at every position, by its factor.
+def scaled_heads(
+    model: LVLM, scale: Float[Tensor, "batch layer head"], passes: Container[str] = PASSES
+) -> Iterator[None]:
+    """While open, multiply the output of every head, at every position of the named passes, by its factor.
 
-    Row i of `scale` serves row i of the batch; with beams or several returned sequences a row is repeated
-    for each of its copies.  Layers whose factors are all 1 are left alone, unless gradients are wanted.
+    Row i of `scale` serves prompt i of the batch: row i, its copies where there are beams or several returned
+    sequences, and whatever row a pass says goes on with it; a single row serves all.  Layers whose factors are all 1
+    are left alone, unless gradients are wanted.
     """
     if scale.shape[1:] != (model.n_layers, model.n_heads):
         raise ValueError(
@@ -23,11 +26,11 @@ def scaled_heads(model: LVLM, scale: Float[Tensor, "batch layer head"]) -> Itera
         )
 
     def hook(layer: int) -> Any:
-        def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            copies, rest = divmod(args[0].shape[0], scale.shape[0])
-            if rest:
-                raise ValueError(f"factors for {scale.shape[0]} rows cannot serve a batch of {args[0].shape[0]}")
-            factor = scale[:, layer].repeat_interleave(copies, 0).to(args[0])
+        def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            if model.now.name not in passes:
+                return None
+            rows = model.now.prompt_of(args[0].shape[0], len(scale)).to(scale.device)
+            factor = scale[rows if len(scale) > 1 else rows * 0, layer].to(args[0])
             return ((model.by_head(args[0]) * factor[:, None, :, None]).flatten(-2),)
 
         return before

@@ -2,29 +2,42 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
-from interp.models import LVLM, AttentionCall, Inputs
+from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
 from interp.models.kernels import watched
 
 
-class Memory(DynamicLayer):
-    """A layer of the KV cache from which keys can be evicted, with notes whose first axis is the batch.
+@dataclass
+class Notes:
+    """What a method keeps beside the keys of a layer: tensors whose first axis is the batch, or None so far."""
 
-    Notes move with beams.  The layer's length is the number of tokens it has seen, so that positions go on rightly
-    after an eviction.
+    def each(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change every tensor alike, as when beams are reordered."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                setattr(self, field.name, change(value))
+
+
+N = TypeVar("N", bound=Notes)
+
+
+class NotedLayer(DynamicLayer, Generic[N]):
+    """A layer of the KV cache from which keys can be evicted, with notes that move with beams.
+
+    The layer's length is the number of tokens it has seen, so that positions go on rightly after an eviction.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notes: N) -> None:
         super().__init__()
-        self.notes: dict[str, Tensor] = {}
-        self.seen = 0
+        self.notes, self.seen = notes, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values."""
@@ -43,38 +56,51 @@ class Memory(DynamicLayer):
     def reorder_cache(self, beam_idx: Any) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
-        self.notes = {name: note.index_select(0, beam_idx.to(note.device)) for name, note in self.notes.items()}
+        self.notes.each(lambda note: note.index_select(0, beam_idx.to(note.device)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
         super().batch_select_indices(indices)
-        self.notes = {name: note[indices] for name, note in self.notes.items()}
+        self.notes.each(lambda note: note[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
         super().batch_repeat_interleave(repeats)
-        self.notes = {name: note.repeat_interleave(repeats, 0) for name, note in self.notes.items()}
+        self.notes.each(lambda note: note.repeat_interleave(repeats, 0))
 
-    def evict(self, keep: Bool[Tensor, "batch kv_head key"]) -> Tensor:
-        """Drop keys for good, each key-value head its own; returns the order `[batch, kv_head, kept]` of those left.
-
-        Rows that keep fewer keys than others carry dead ones along, which the note `alive` marks.
-        """
-        n = int(keep.sum(-1).max())
-        order = (~keep).int().argsort(dim=-1, stable=True)[..., :n]
+    def evict(self, order: Tensor) -> None:
+        """Keep the keys at these places `[batch, kv_head, kept]`, in this order, and drop the others for good."""
         assert self.keys is not None
         assert self.values is not None
         self.keys = self.keys.take_along_dim(order[..., None], 2)
         self.values = self.values.take_along_dim(order[..., None], 2)
-        self.notes["alive"] = keep.gather(-1, order)
-        return order
 
     @property
     def n_bytes(self) -> int:
-        """Memory of keys and values."""
+        """What keys and values take."""
         if not self.is_initialized or self.keys is None or self.values is None:
             return 0
         return self.keys.nbytes + self.values.nbytes
+
+
+def kept_first(keep: Bool[Tensor, "batch kv_head key"]) -> tuple[Tensor, Tensor]:
+    """The places of the kept keys, for all heads as many as the one that keeps most, and which of them are alive.
+
+    Rows that keep fewer keys than others carry dead ones along.
+    """
+    n = int(keep.sum(-1).max())
+    order = (~keep).int().argsort(dim=-1, stable=True)[..., :n]
+    return order, keep.gather(-1, order)
+
+
+def received_so_far(
+    before: Float[Tensor, "batch head earlier"] | None, pattern: Float[Tensor, "batch head query key"]
+) -> Float[Tensor, "batch head query key"]:
+    """The attention each key had received after each query, given what it had received before these."""
+    total = pattern.float().cumsum(2)
+    if before is None:
+        return total
+    return total + torch.nn.functional.pad(before, (0, pattern.shape[-1] - before.shape[-1]))[:, :, None]
 
 
 @dataclass(frozen=True)
@@ -105,24 +131,31 @@ class Marks:
         return torch.nn.functional.pad(empty, (0, n_keys - empty.shape[1]))
 
 
-Choose = Callable[[int, AttentionCall, Memory, Marks], tuple[AttentionCall, Tensor] | None]
-"""What a layer attends to: from layer, call, its memory and the marks, the call to make and its probabilities
+Choose = Callable[[int, AttentionCall, NotedLayer[N], Marks], tuple[AttentionCall, Tensor] | None]
+"""What a layer attends to: from layer, call, its cache and the marks, the call to make and its probabilities
 `[batch, head, query, key]`; None: as the model would."""
 
 
 @contextmanager
-def attending(model: LVLM, inputs: Inputs, choose: Choose, layers: range | None = None) -> Iterator[dict[str, Any]]:
-    """While open, `choose` decides what each layer attends to; yields what `generate` must be given."""
-    memory = [Memory() for _ in range(model.n_layers)]
+def attending(
+    model: LVLM,
+    inputs: Inputs,
+    choose: Choose[N],
+    notes: Callable[[], N] = Notes,  # pyright: ignore[reportArgumentType]
+    layers: range | None = None,
+) -> Iterator[GenerateOptions]:
+    """While open, `choose` decides what each layer of generate's own passes attends to; `notes` starts a layer's."""
+    cache = [NotedLayer(notes()) for _ in range(model.n_layers)]
     marks = Marks.of(inputs)
 
     def watch_of(layer: int) -> Any:
-        def watch(call: AttentionCall) -> Any:  # other passes (of an image-free prompt, say) have a cache of their own
-            return choose(layer, call, memory[layer], marks) if call.key is memory[layer].keys else None
+        def watch(call: AttentionCall) -> Any:  # of the main pass those calls that read this cache
+            mine = model.now.name == "main" and call.key is cache[layer].keys
+            return choose(layer, call, cache[layer], marks) if mine else None
 
         return watch
 
     chosen = range(model.n_layers) if layers is None else layers
     watches = {model.part(layer, model.family.attention): watch_of(layer) for layer in chosen}
     with watched(model.decoder_configs, watches):
-        yield {"past_key_values": Cache(layers=list(memory))}
+        yield GenerateOptions(cache=Cache(layers=list(cache)))

@@ -1,0 +1,52 @@
+"""FastV: after a layer, only the image tokens to which the last prompt token attends most there.
+
+Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
+Vision-Language Models", ECCV 2024, arXiv 2403.06764.  There the other image tokens leave the sequence; here no later
+query sees them, which is the same for every token that is left.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from interp.interventions.base import LAYER, Kept, Method, Within
+from interp.interventions.primitives.kv_cache import Marks, NotedLayer, attending
+from interp.metrics.selection import top_mask
+from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
+
+
+@dataclass(frozen=True)
+class FastV(Method):
+    """From layer `layer` on, the `keep` share of the image tokens that the last prompt token attends to most there."""
+
+    keep: Kept = 0.5
+    layer: Annotated[int, Within(1, 10_000), LAYER] = 2
+
+    citation: ClassVar = "Chen et al., ECCV 2024, arXiv 2403.06764"
+    cost: ClassVar = "attention scores of each step"
+    off: ClassVar = "keep=1"
+    passes: ClassVar = {"main": "image tokens are hidden in the cache of the text that is written"}
+    needs_vision: ClassVar = True
+
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
+        """Hide image tokens from the layer on."""
+        if self.keep == 1:
+            return nullcontext(GenerateOptions())
+        kept: list[Tensor] = []
+
+        def choose(layer: int, call: AttentionCall, _: NotedLayer, marks: Marks) -> tuple[AttentionCall, Tensor] | None:
+            image, _generated = marks.rows(call, call.key.shape[2])
+            if layer == self.layer - 1:  # shows where the last prompt token looks; attends as ever
+                if call.query.shape[2] > 1:
+                    last = call.block(call.query.shape[2] - 1, call.query.shape[2]).pattern()[:, :, 0].float().mean(1)
+                    kept[:] = [top_mask(last, image, self.keep)]
+                return None
+            # beams of one prompt keep the same tokens, so rows need not follow them
+            stays = torch.nn.functional.pad(kept[0], (0, image.shape[1] - kept[0].shape[1])).to(image.device)
+            scores = call.scores().masked_fill((image & ~stays)[:, None, None], -torch.inf)
+            return call, call.pattern(scores)
+
+        return attending(model, inputs, choose, layers=range(self.layer - 1, model.n_layers))

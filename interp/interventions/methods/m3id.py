@@ -1,0 +1,60 @@
+"""M3ID: contrast with the text alone, with a weight that grows along the text.
+
+Favero et al., "Multi-Modal Hallucination Control by Visual Information Grounding", CVPR 2024, arXiv 2403.14003.  The
+weight at step t is `(1 - exp(-gamma t)) / exp(-gamma t)`; the contrast acts only while the model is unsure, its most
+probable token below `confidence`.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from interp.interventions.base import Kept, Method, Share, Within
+from interp.interventions.primitives.contrast import Contrast, WeakerReader
+from interp.metrics.contrast import growing_weight
+from interp.models import LVLM, GenerateOptions, Inputs, image_free
+
+
+class _WhereUnsure(LogitsProcessor):
+    def __init__(self, inner: Contrast, confidence: float) -> None:
+        self.inner, self.confidence = inner, confidence
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        log_p = scores.float().log_softmax(-1)
+        sure = log_p.amax(-1, keepdim=True) >= math.log(self.confidence)
+        return torch.where(sure, log_p, self.inner(input_ids, scores))
+
+
+@dataclass(frozen=True)
+class M3ID(Method):
+    """Contrast with the text alone, the more the longer the text.
+
+    `gamma=0` changes nothing; where the most probable token has at least `confidence`, it is left alone.
+    """
+
+    gamma: Annotated[float, Within(0, 1)] = 0.02
+    confidence: Kept = 0.9
+    plausibility: Share = 0.0
+
+    citation: ClassVar = "Favero et al., CVPR 2024, arXiv 2403.14003"
+    cost: ClassVar = "a second forward pass for each step, without the picture"
+    off: ClassVar = "gamma=0"
+    passes: ClassVar = {"main": "its logits are contrasted; the contrast pass only gives phi"}
+    needs_vision: ClassVar = True
+
+    @contextmanager
+    def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
+        """Contrast the logits of each step at which the model is unsure."""
+        if not self.gamma:
+            yield GenerateOptions()
+            return
+        phi = WeakerReader(model, image_free(model, inputs))
+        contrast = Contrast(phi, partial(growing_weight, self.gamma), self.plausibility)
+        yield GenerateOptions(processors=(_WhereUnsure(contrast, self.confidence),), in_step=True)

@@ -1,0 +1,51 @@
+"""Texts that a model goes on reading beside generate's own, with a cache of their own."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from interp.models import LVLM, Inputs
+from interp.models.compat import cache_keyword
+
+
+class Continuation:
+    """Texts that a model goes on reading, a few tokens at a time; its passes bear the name `purpose`."""
+
+    def __init__(self, model: LVLM, inputs: Inputs, purpose: str, owner: Any = None) -> None:
+        self.model, self.inputs, self.purpose, self.owner = model, inputs, purpose, owner
+        self.cache = DynamicCache(config=model.hf.config.get_text_config())
+        self.prompt = torch.arange(len(inputs.input_ids))
+        self.mask = inputs.attention_mask
+        self.position = inputs.position_ids.amax(-1).reshape(-1, len(inputs.input_ids)).amax(0)
+
+    def _read(self, seen: bool, **kwargs: Any) -> Float[Tensor, "row vocabulary"]:
+        kwargs[cache_keyword(self.model.hf)] = self.cache
+        with self.model.passing(self.purpose, self.prompt, seen, self.owner):
+            return self.model.hf(**kwargs, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    @torch.no_grad()
+    def start(self) -> Float[Tensor, "row vocabulary"]:
+        """Read the prompts; the logits of the next token."""
+        return self._read(False, **self.inputs.kwargs())
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with some of the rows, a row as often as it is named."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.prompt = self.prompt[rows.to(self.prompt.device)]
+
+    @torch.no_grad()
+    def feed(self, ids: Int[Tensor, "row token"]) -> Float[Tensor, "row vocabulary"]:
+        """Read further tokens; the logits of the next one."""
+        steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        positions = self.position[:, None] + steps
+        self.position, self.mask = positions[:, -1], torch.cat([self.mask, torch.ones_like(ids)], 1)
+        positions = positions.expand(*self.inputs.position_ids.shape[:-2], -1, -1)
+        kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
+        kwargs |= {name: torch.full_like(ids, self.inputs.suffix_type) for name in self.inputs.token_types}
+        if self.model.family.needs_pixels:
+            kwargs |= {name: value[self.prompt.to(value.device)] for name, value in self.inputs.pixels.items()}
+        return self._read(True, **kwargs)

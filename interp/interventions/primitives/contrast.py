@@ -1,0 +1,80 @@
+"""Contrastive decoding: the model's logits against those of a weaker reader of the same text."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from interp.interventions.primitives.continuation import Continuation
+from interp.metrics.contrast import contrast_logits
+from interp.models import LVLM, Inputs
+
+Phi = Callable[[Int[Tensor, "row token"]], Float[Tensor, "row vocabulary"]]
+"""Logits of the weaker reader for the next token, from the token ids so far."""
+EmbeddingContrast = Literal["pooled", "last"]
+
+
+class Contrast(LogitsProcessor):
+    """`(1 + alpha) theta - alpha phi` among tokens plausible to theta; `alpha` may depend on the step, from 1."""
+
+    def __init__(self, phi: Phi, alpha: float | Callable[[int], float], plausibility: float) -> None:
+        self.phi, self.alpha, self.plausibility = phi, alpha, plausibility
+        self.steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The log-probabilities of the contrast."""
+        self.steps += 1
+        alpha = self.alpha(self.steps) if callable(self.alpha) else self.alpha
+        return contrast_logits(scores, self.phi(input_ids), alpha, self.plausibility)
+
+
+class WeakerReader:
+    """What the model says to other prompts with the same text, with a cache of its own that follows the beams."""
+
+    def __init__(self, model: LVLM, inputs: Inputs) -> None:
+        self.text, self.before, self.n_prompt = Continuation(model, inputs, "contrast"), torch.empty(0), 0
+
+    def __call__(self, ids: Int[Tensor, "row token"]) -> Tensor:
+        """Logits `[row, vocabulary]` of the next token."""
+        if not len(self.before):
+            self.n_prompt = ids.shape[1]
+            logits = self.text.start()
+            rows = torch.arange(len(logits), device=ids.device).repeat_interleave(len(ids) // len(logits))
+            self.text.select(rows)
+            logits = logits[rows]
+        else:
+            parent = (ids[:, None, self.n_prompt : -1] == self.before[None, :, self.n_prompt :]).all(-1)
+            prompt = self.text.prompt.to(ids.device)
+            parent = parent & (prompt[:, None] == prompt)  # beams stay with their prompt
+            self.text.select(parent.int().argmax(-1))
+            logits = self.text.feed(ids[:, -1:])
+        self.before = ids
+        return logits.float()
+
+
+def embedding_contrast(model: LVLM, inputs: Inputs, kind: EmbeddingContrast, mask_rate: float, seed: int) -> Phi:
+    """SVCD's `phi` (VASparse: Zhuang et al., CVPR 2025, arXiv 2501.06553, eq. 6): no decoder at all.
+
+    `pooled`: the mean over the embeddings of the sequence, a random `mask_rate` of its image tokens left out, goes to
+    the head; `last`: the last token's embedding alone (as the released code does; it does not depend on the picture).
+    """
+    head, embed = model.hf.get_output_embeddings(), model.hf.get_input_embeddings()
+    n_prompt = inputs.input_ids.shape[1]
+    if kind == "last":
+        return lambda ids: head(embed(ids[:, -1])).float()
+    prompt = model.embeddings(inputs)
+    random = torch.Generator().manual_seed(seed)
+    masked = torch.rand(inputs.input_ids.shape, generator=random).to(prompt.device) < mask_rate
+    used = inputs.attention_mask.bool() & ~(inputs.image_mask & masked)
+    total, count = (prompt * used[..., None]).sum(1), used.sum(1, keepdim=True)
+
+    def phi(ids: Tensor) -> Tensor:
+        copies = len(ids) // len(total)
+        more = embed(ids[:, n_prompt:])
+        mean = (total.repeat_interleave(copies, 0) + more.sum(1)) / (count.repeat_interleave(copies, 0) + more.shape[1])
+        return head(mean.to(head.weight.dtype)).float()
+
+    return phi
