@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"base"}, {"primitives", "directions"}, {"methods"}, {"registry"}],
+    "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
     "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
         {"compat", "families", "inputs", "encoding", "smollm2"},

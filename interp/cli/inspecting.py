@@ -10,15 +10,13 @@ import tyro
 
 from interp import plots
 from interp.attribution.patching import Over, Patching, first_order, logit_difference, patch
-from interp.cli.looking import OnePicture
-from interp.cli.options import TESTBED, UncheckedModel, flat
+from interp.cli.looking import Loading, OnePicture
+from interp.cli.options import flat
 from interp.cli.testbed import at_least_one
 from interp.data import read_image
 from interp.evaluate.objects import ObjectParser
-from interp.experiments.config import ModelConfig
 from interp.experiments.detector import detect
 from interp.experiments.own_score import score_run
-from interp.experiments.setup import open_model
 from interp.experiments.steering import from_run
 from interp.experiments.written import WrittenRun
 from interp.models import image_free
@@ -70,10 +68,9 @@ class Lens(OnePicture):
 
 @flat
 @dataclass(frozen=True, kw_only=True)
-class Patch:
+class Patch(Loading):
     """Put heads, layers or positions of a run on one picture into a run on another: how much comes over."""
 
-    model: UncheckedModel = TESTBED
     image: str
     """Picture file of the run that is patched."""
     source: str | None = None
@@ -104,7 +101,7 @@ class Patch:
         except ValueError:
             raise ValueError(f"positions are written like -1,-2, got {self.positions!r}") from None
         pictures = [read_image(Path(file)) for file in (self.image, self.source) if file is not None]
-        model = open_model(ModelConfig(**vars(self.model)))
+        model = self.load()
         target = model.inputs(pictures[:1], self.prompt)
         other = model.inputs(pictures[1:], self.prompt) if self.source else image_free(model, target, self.image_free)
         this, that = (int(model.answer(w, target.texts[0]).ids[0]) for w in (self.word, self.against))
@@ -139,7 +136,6 @@ class Patch:
         return "\n".join(lines)
 
 
-@flat
 @dataclass(frozen=True, kw_only=True)
 class Detect:
     """Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position and probability."""
@@ -148,7 +144,8 @@ class Detect:
     """Folder of a finished interp study: its captions, labels and model are taken."""
     method: str = "greedy"
     """Whose captions."""
-    model: UncheckedModel = TESTBED
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, ..."""
     batch_size: int = 20
     """Captions at once."""
     seed: int = 0
@@ -160,7 +157,7 @@ class Detect:
         """Train, compare, print the table."""
         at_least_one(batch_size=self.batch_size)
         run = WrittenRun.read(self.run, self.method)
-        found = detect(run.load(ModelConfig(**vars(self.model))), run, batch_size=self.batch_size, seed=self.seed)
+        found = detect(run.load(self.device), run, batch_size=self.batch_size, seed=self.seed)
         print(found)
         if self.out is not None:
             names = ("model", "weights", "data", "split", "prompt", "image_ids")
@@ -185,7 +182,6 @@ class Score:
         print(score_run(self.run, self.score, self.seed))
 
 
-@flat
 @dataclass(frozen=True, kw_only=True)
 class MakeDirection:
     """Make a steering vector from a study: correct minus hallucinated words, or with the picture minus without."""
@@ -198,7 +194,8 @@ class MakeDirection:
     """words: correct minus hallucinated; pictures: with the picture minus without, at the last prompt token."""
     limit: int | None = None
     """How many captions, the first of the run; all if None."""
-    model: UncheckedModel = TESTBED
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, ..."""
     out: str = "direction.npz"
     """File to write."""
 
@@ -206,6 +203,6 @@ class MakeDirection:
         """Make it."""
         at_least_one(limit=self.limit)
         run = WrittenRun.read(self.run)
-        found = from_run(run.load(ModelConfig(**vars(self.model))), run, self.layer, self.of, self.limit)
+        found = from_run(run.load(self.device), run, self.layer, self.of, self.limit)
         found.write(Path(self.out))
         print(f"{found}\nwritten: {self.out}")

@@ -52,10 +52,9 @@ class Doctor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnePicture:
+class OnePicture(Loading):
     """A picture to look at: a file, or one of a study with its model and the tokens of its caption."""
 
-    model: UncheckedModel = TESTBED
     image: str | None = None
     """Picture file."""
     run: str | None = None
@@ -69,8 +68,9 @@ class OnePicture:
 
     def shown(self) -> Shown:
         """Open it."""
-        config = ModelConfig(**vars(self.model))
-        return show(config, self.image, self.prompt, self.run, self.image_id, self.method)
+        if self.run is not None and self.model != TESTBED:
+            raise ValueError("--run brings its own model; leave out --model")
+        return show(self.load, self.image, self.prompt, self.run, self.image_id, self.method)
 
 
 @flat

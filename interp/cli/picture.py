@@ -3,14 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
 from interp.data import read_image
-from interp.experiments.config import ModelConfig
-from interp.experiments.setup import open_model
 from interp.experiments.written import Written, WrittenRun
 from interp.models import LVLM, Inputs
 
@@ -45,19 +44,19 @@ class Shown:
 
 
 def show(
-    config: ModelConfig, image: str | None, prompt: str, run: str | None, image_id: str | None, method: str = "greedy"
+    load: Any, image: str | None, prompt: str, run: str | None, image_id: str | None, method: str = "greedy"
 ) -> Shown:
-    """Open a picture file with the model of `config`, or image `image_id` of a study with the study's model.
+    """Open a picture file with the model that `load()` gives, or image `image_id` of a study with the study's model.
 
     Raises ValueError unless there is exactly one of them.
     """
     if (image is None) == (run is None) or (run is None) != (image_id is None):
         raise ValueError("expected either --image FILE, or --run DIR with --image-id N")
     if run is None:
-        picture, model = read_image(Path(str(image))), open_model(config)
+        picture, model = read_image(Path(str(image))), load()
         return Shown(model, picture, str(image), prompt, model.inputs([picture], prompt), None)
     found = WrittenRun.read(run, method)
     written = found.caption(next((i for i in found.captions if str(i) == image_id), str(image_id)))
-    model, picture = found.load(config), found.sample(written.image_id).image
+    model, picture = found.load(), found.sample(written.image_id).image
     inputs = model.inputs([picture], found.prompt)
     return Shown(model, picture, f"{run}, image {image_id}", found.prompt, inputs, written)

@@ -144,7 +144,6 @@ class EffectRecord:
     patched: Numbers
     direct: Numbers
     writes_it: Numbers
-    begins_as: tuple[str, ...]
     exact: Numbers | None = None
 
 

@@ -1,6 +1,6 @@
 """What a study wrote, taken up again: its model, its pictures, and its captions with the tokens that wrote them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,16 +75,10 @@ class WrittenRun:
         """What the model was asked."""
         return self.manifest["prompt"]
 
-    def load(self, config: ModelConfig | None = None) -> LVLM:
-        """The model that wrote the captions, on the device and backend of `config`.
-
-        Raises ValueError if its weights are other ones now, or `config` names another model.
-        """
-        config = ModelConfig() if config is None else config
-        if config.model not in (ModelConfig().model, self.manifest["model"]):
-            raise ValueError(f"the run in {self.folder} brings its own model; leave out --model, got {config.model!r}")
-        own = {name: self.manifest.get(name) for name in ("model", "revision", "dtype", "quantization")}
-        model = open_model(replace(config, **own))
+    def load(self, device: str = "cpu") -> LVLM:
+        """The model that wrote the captions; ValueError if its weights are other ones now."""
+        named = ("model", "revision", "dtype", "quantization")
+        model = open_model(ModelConfig(device=device, **{name: self.manifest[name] for name in named}))
         if model.fingerprint != self.manifest["weights"]:
             raise ValueError(
                 f"{self.manifest['model']} has other weights now ({model.fingerprint}) than those that wrote "
