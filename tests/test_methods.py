@@ -166,7 +166,7 @@ def test_sampling_repeats_with_its_seed(model, inputs):
 
 
 def test_methods_that_cannot_be_combined_are_refused(model, inputs):
-    refused = pytest.raises(ValueError, match="VASparse and TopK both set .* of generate; they cannot be combined")
+    refused = pytest.raises(ValueError, match=r"VASparse and TopK both set .* of generate; they cannot be combined")
     with parse_method("vasparse")(model), parse_method("top-k")(model), refused:
         model.generate(inputs, max_new_tokens=2)
     with parse_method("vasparse")(model), parse_method("vcd")(model):  # attention and logits can
