@@ -192,4 +192,4 @@ def open_questions(questions: Path, images: Path) -> Data:
         return tuple(q for q in every if q.image in wanted)
 
     names = tuple(sorted({q.image for q in every}))
-    return Data(questions.name, names, partial(_load_named, images), about, {"questions": questions})
+    return Data(questions.name, names, partial(_load_named, images), about, {"questions": questions}, has_truth=False)

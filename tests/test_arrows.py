@@ -17,13 +17,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testbed": {"folder", *BASE},
     "models": {"testbed", "pictures"},
     "trace": {"models", "metrics"},
-    "interventions": {"trace", "models", "metrics"},
+    "interventions": {"plugins", "trace", "models", "metrics"},
     "attribution": {"interventions", "trace", "models", "metrics", "evaluate"},
     "data": {"sources", "testbed", "evaluate", "pictures"},
     "sources": {"evaluate"},
+    "plugins": set(),
     "plots": BASE,
     "views": {"attribution", "trace", "models", "plots", *BASE},
-    "experiments": {"attribution", "interventions", "trace", "models", "data", "plots", "folder", "pictures", *BASE},
+    "experiments": {
+        *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
+        *("pictures", *BASE),
+    },
     "bench": {"experiments", "trace", "models", "testbed"},
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
@@ -31,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "attribution",
         "bench",
         "experiments",
+        "folder",
         "views",
         "interventions",
         "trace",
@@ -44,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"base"}, {"primitives"}, {"methods"}, {"registry"}],
+    "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
     "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
         {"compat", "families", "inputs", "encoding", "smollm2"},
@@ -78,7 +83,7 @@ def modules(path: Path) -> set[str]:
 
 def imported(path: Path) -> set[str]:
     """The parts of interp that a file imports."""
-    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.") and m != "interp.__version__"}
+    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.")} - {"__version__"}
     assert "interp" not in modules(path) or parts, f"{path}: import a part of interp, not the whole"
     return parts
 

@@ -117,10 +117,10 @@ def test_edits_combine_unless_they_contradict(model, inputs):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("edit:op=double", "op is one of scale"),
+        ("edit:op=double", "op of EditHeads is one of scale"),
         ("edit:heads=H3L1", "a head is written like"),
-        ("edit:heads=top:share=2", "share lies between 0 and 1"),
-        ("edit:steps=last", "steps is one of all"),
+        ("edit:heads=top:share=2", "share of EditHeads is a number of at least 0 and at most 1"),
+        ("edit:steps=last", "steps of EditHeads is one of all"),
     ],
 )
 def test_wrong_edits_are_refused(text, message):
@@ -139,13 +139,52 @@ def test_edits_that_do_not_fit_the_model_are_refused(model, inputs, ranking, tmp
         head_set("top2", SHAPE, ranking, by="beauty")
     with pytest.raises(ValueError, match="this model has"):
         head_set("top2", (4, 4), ranking)
-    with pytest.raises(ValueError, match="64 heads"):
-        head_set("random65", SHAPE)
+    for none in ("random65", "random0", "random0.1%"):
+        with pytest.raises(ValueError, match=f"this model has 64 heads, got {none}"):
+            head_set(none, SHAPE)
+    with pytest.raises(ValueError, match=r"a number of heads is whole"):
+        head_set("top1.5", SHAPE, ranking)
+    with pytest.raises(ValueError, match="expected ranking=FILE"):
+        EditHeads(heads="L1H1", op="mean").check(model)
     one = model.inputs([inputs.pictures[0]], inputs.texts[0], chat=False)
     with EditHeads(heads=HEADS, op="resample")(model), pytest.raises(ValueError, match="at least two rows"):
         model.generate(one, max_new_tokens=2)
     blip = load(*build("blip-2"))
-    with EditHeads(heads="L0H1", op="image_free")(blip), pytest.raises(ValueError, match="cannot follow what a blip-2"):
-        blip.generate(blip.inputs([picture(0)], "What?"), max_new_tokens=2)
+    with pytest.raises(ValueError, match="cannot follow what a blip-2"):
+        EditHeads(heads="L0H1", op="image_free").check(blip)
     with EditHeads(heads=HEADS, op="image_free")(model), pytest.raises(ValueError, match="cannot follow beams"):
         model.generate(inputs, num_beams=2, max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"PK\x03\x04 cut off", "cannot be read"),
+        (np.array(["L0H1"]), "maps of numbers, got vhd"),
+        (np.array([object()]), "no plain arrays"),
+    ],
+)
+def test_files_that_are_no_ranking_are_told(content, message, tmp_path):
+    path = tmp_path / "heads.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, allow_pickle=True, vhd=content)
+    with pytest.raises(ValueError, match=message):
+        head_set("top2", SHAPE, str(path))
+
+
+def test_a_single_array_is_no_ranking_and_a_changed_file_is_read_anew(ranking, tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((8, 8)))
+    with pytest.raises(ValueError, match="got a single array"):
+        head_set("top2", SHAPE, str(tmp_path / "one.npy"))
+    assert head_set("top1", SHAPE, ranking) == (Head(7, 7),)
+    np.savez(ranking, allow_pickle=False, vhd=-np.arange(64.0).reshape(8, 8))
+    assert head_set("top1", SHAPE, ranking) == (Head(0, 0),)
+
+
+def test_without_a_cache_the_other_stream_is_read_anew(model, inputs):
+    with EditHeads(heads=HEADS, op="image_free")(model):
+        expected = model.generate(inputs, max_new_tokens=4).texts
+        assert model.generate(inputs, max_new_tokens=4, use_cache=False).texts == expected

@@ -161,6 +161,14 @@ def test_a_second_run_on_the_folder_is_refused(tmp_path, capsys):
     assert "another run is writing to" in capsys.readouterr().err
 
 
+def test_a_second_training_on_the_folder_is_refused(tmp_path, capsys):
+    with FileLock(tmp_path / ".lock"), pytest.raises(SystemExit) as stopped:
+        main(["testbed", "train", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "another run is writing to" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == []
+
+
 def test_two_processes_give_what_one_gives(whole, tmp_path):
     launch = [
         sys.executable,
@@ -264,7 +272,7 @@ def test_batches_for_a_method_that_needs_a_second_row():
     assert "needs 2 rows" in str(rows)
     job = Job("x", LikelihoodRecord, [1, 2, 3], ["m"], str, lambda *_: [], least_rows={"m": 2})
     job.check(2)
-    with pytest.raises(ValueError, match="m needs at least 2 images in a batch, got 3 in all and a batch_size of 1"):
+    with pytest.raises(ValueError, match="m needs at least 2 images in a batch, got 3 in all and batches of 1"):
         job.check(1)
 
 

@@ -15,6 +15,7 @@ from interp.attribution.lens import lens
 from interp.attribution.patching import first_order, logit_difference, patch
 from interp.cli.inspecting import Detect, Lens, Patch
 from interp.cli.looking import Heads, Overlay
+from interp.cli.options import UncheckedModel
 from interp.experiments.captions import StudyConfig, run_study
 from interp.experiments.written import WrittenRun
 from interp.metrics.detection import cross_validated, ridge_logistic
@@ -241,7 +242,7 @@ def test_a_study_is_taken_up_with_its_own_tokens(study, model, capsys):
         ({"image_id": "-1"}, "has no caption of image -1"),
         ({"image_id": "0", "method": "vhr"}, "has captions of greedy, got 'vhr'"),
         ({}, "either --image FILE, or --run DIR"),
-        ({"image_id": "0", "model": "testbed-sink"}, "brings its own model"),
+        ({"image_id": str(image_id), "model": UncheckedModel(model="testbed-sink")}, "brings its own model"),
     ):
         with pytest.raises(ValueError, match=message):
             Heads(run=str(study), **options)()

@@ -52,7 +52,7 @@ def test_answers_are_those_of_the_steered_model(method, model, pictures):
             assert model.generate(inputs, max_new_tokens=settings[i]["max_new_tokens"]).texts == [answer]
 
 
-def test_log_likelihoods_of_the_steered_model(model, pictures):
+def test_losses_of_the_steered_model(model, pictures):
     found = lmm(pictures, pretrained="testbed", dtype="float32")
     pairs = found.loglikelihood(requests("loglikelihood", ["Yes.", "A fork", "No."]))
     for i, continuation in enumerate(["Yes.", "A fork", "No."]):
@@ -61,8 +61,8 @@ def test_log_likelihoods_of_the_steered_model(model, pictures):
         whole = inputs.extended([ids])
         with torch.no_grad():
             logits = model.hf(**whole.kwargs()).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
-        log_p, greedy = pairs[i]
-        assert log_p == pytest.approx(float(logits.gather(-1, ids[:, None]).sum()), abs=1e-3)
+        loss, greedy = pairs[i]
+        assert loss == pytest.approx(-float(logits.gather(-1, ids[:, None]).mean()), abs=1e-3)
         assert greedy is bool((logits.argmax(-1) == ids).all())
     steered = lmm(pictures, pretrained="testbed", dtype="float32", method="vcd")
     assert steered.loglikelihood(requests("loglikelihood", ["Yes.", "A fork", "No."])) != pairs

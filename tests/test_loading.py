@@ -1,7 +1,7 @@
 """What a model's folder may lack or hold wrongly, told when it is loaded; types, devices, templates, positions."""
 
-import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interp import cli
-from interp.models import UnsupportedModelError, diagnose, load
+from interp.models import UnsupportedModelError, load
 from interp.models.inputs import position_limit, rendered
 from interp.models.loading import _taken
-from interp.testbed import WEIGHTS
 from interp.testbed.build import build_config, build_model, build_processor
-
-PROJECTION = "language_model.model.layers.1.self_attn.o_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +71,13 @@ def projection(tensors: dict[str, Any]) -> str:
     ],
 )
 def test_weights_that_are_not_whole_are_refused_by_name(folder, change, message):
-    load(folder)
     with pytest.raises(UnsupportedModelError, match=message):
         load(changed(folder, change))
-    seen = diagnose(load(folder, check=False))
-    assert not seen.healthy
+
+
+def test_shards_that_are_whole_are_taken(folder):
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert load(folder).misfits == ()
 
 
 def test_the_doctor_sees_missing_weights(folder, capsys):
@@ -113,7 +112,7 @@ def test_files_that_are_cut_short_are_named(folder):
         load(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "null", "[]", "3", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "null", "[" * 100_000], ids=["empty", "null", "deep"])
 @pytest.mark.parametrize(
     ("part", "message"),
     [("config.json", "configuration"), ("tokenizer.json", "processor"), ("processor_config.json", "processor")],
@@ -131,19 +130,20 @@ TEMPLATES = {
     "{{ messages.__class__.__mro__ }}": "SecurityError",
     "{{ 1 // 0 }}": "ZeroDivisionError",
     "{{ 'x' * 30000000 }}": "it writes 30000000 characters",
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "does not end within 0.2 s",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "does not end within 0.05 s",
 }
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_templates_that_loop_attack_or_do_not_parse_are_refused(template, monkeypatch):
-    monkeypatch.setattr("interp.models.inputs.RENDERING_SECONDS", 0.2 if "99999" in template else 60.0)
-    processor = build_processor()
+    monkeypatch.setattr("interp.models.inputs.RENDERING_SECONDS", 0.05 if "99999" in template else 60.0)
+    processor, watched = build_processor(), sys.gettrace()
     processor.chat_template = template
     with pytest.raises(
         ValueError, match=f"the chat template of this LlavaProcessor cannot be used: {TEMPLATES[template]}"
     ):
         rendered(processor, [{"role": "user", "content": "x"}])
+    assert sys.gettrace() is watched
 
 
 def test_an_object_is_converted_to_the_type_that_is_asked_for():
@@ -203,8 +203,3 @@ def test_stretched_rotary_positions_know_more():
     for rope, limit in ((None, 1024), ({"rope_type": "default"}, 1024), (stretched, 4096), ({"full": stretched}, 4096)):
         assert position_limit(SimpleNamespace(max_position_embeddings=1024, rope_parameters=rope)) == limit
     assert position_limit(SimpleNamespace()) is None
-
-
-def test_a_bundled_model_is_whole():
-    assert json.loads((WEIGHTS / "testbed" / "config.json").read_text())["architectures"]
-    assert load("testbed").misfits == ()

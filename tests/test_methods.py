@@ -9,14 +9,27 @@ from test_families import PROMPTS, picture
 from zoo import build
 
 from interp import cli
-from interp.interventions import H2O, METHODS, PAI, FastV, SnapKV, StreamingLLM, TopK, parse_method
+from interp.interventions import (
+    H2O,
+    METHODS,
+    PAI,
+    Beams,
+    DoLa,
+    FastV,
+    SnapKV,
+    StreamingLLM,
+    TopK,
+    describe_methods,
+    parse_method,
+)
 from interp.interventions.methods.snapkv import KeptOfPrompt
+from interp.interventions.registry import written
 from interp.metrics.contrast import farthest
 from interp.models import AttentionCall, load
 from interp.models.kernels import watched
 
 STEPS: Any = {"max_new_tokens": 16, "min_new_tokens": 16}
-OFF = [":".join([name, METHODS[name]().off]).rstrip(":") for name in METHODS]
+OFF = [":".join([name, METHODS[name].build.off]).rstrip(":") for name in METHODS]
 
 
 @pytest.mark.parametrize("name", ["testbed", "qwen2.5-vl", "gemma3", "blip-2", "internvl"])
@@ -153,7 +166,7 @@ def test_sampling_repeats_with_its_seed(model, inputs):
 
 
 def test_methods_that_cannot_be_combined_are_refused(model, inputs):
-    refused = pytest.raises(ValueError, match="two open methods both set past_key_values")
+    refused = pytest.raises(ValueError, match=r"VASparse and TopK both set .* of generate; they cannot be combined")
     with parse_method("vasparse")(model), parse_method("top-k")(model), refused:
         model.generate(inputs, max_new_tokens=2)
     with parse_method("vasparse")(model), parse_method("vcd")(model):  # attention and logits can
@@ -164,16 +177,32 @@ def test_methods_that_cannot_be_combined_are_refused(model, inputs):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("top-k:keep=0", "keep is a share above 0"),
-        ("fastv:layer=0", "layer is a number of at least 1"),
-        ("snapkv:pool=4", "an odd pool"),
-        ("streaming-llm:window=-1", "at least 0"),
-        ("pai:gamma=0.5", "gamma of at least 1"),
-        ("dola:plausibility=0", "plausibility lies above 0"),
-        ("beams:num_beams=0", "num_beams is a number of at least 1"),
-        ("sampling:top_p=0", "a top_p above 0"),
-        ("spin:suppress=2", "a share to suppress between 0 and 1"),
+        ("top-k:keep=0", "keep of TopK is a number above 0 and at most 1"),
+        ("fastv:layer=0", "layer of FastV is a whole number of at least 1"),
+        ("snapkv:pool=4", "pool of SnapKV is an odd number"),
+        ("streaming-llm:window=-1", "window of StreamingLLM is a whole number of at least 0"),
+        ("pai:gamma=0.5", "gamma of PAI is a number of at least 1"),
+        ("pai:alpha=nan", "alpha of PAI is a number .*, got nan"),
+        ("pai:layers=1.5", "layers of PAI is numbers joined by"),
+        ("vcd:alpha=nan", "alpha of VCD is a number .*, got nan"),
+        ("vcd:image_free=foo", "image_free of VCD is one of remove, mask, blank, noise, got 'foo'"),
+        (f"vcd:seed={2**63}", "seed of VCD is a whole number"),
+        ("vcd:seed=-1", "seed of VCD is a whole number of at least 0"),
+        ("m3id:gamma=nan", "gamma of M3ID"),
+        ("m3id:gamma=1000", "gamma of M3ID is a number of at least 0 and at most 1"),
+        ("m3id:confidence=0", "confidence of M3ID is a number above 0"),
+        ("vhr:alpha=1e20", "alpha of VHR is a number above 0 and at most 1000"),
+        ("vhr:alpha=inf", "got inf"),
+        ("vhr:alpha=2:alpha=3", "alpha is given twice"),
+        ("edit:heads=L0H0:factor=nan", "factor of EditHeads"),
+        ("edit:heads=" + "+".join(f"L{i}H0" for i in range(100)), "at most 200 characters"),
+        ("dola:plausibility=0", "plausibility of DoLa is a number above 0"),
+        ("beams:num_beams=0", "num_beams of Beams is a whole number of at least 1"),
+        ("beams:num_beams=2.5", "num_beams of Beams is a whole number"),
+        ("sampling:top_p=0", "top_p of Sampling is a number above 0"),
+        ("spin:suppress=2", "suppress of SPIN is a number of at least 0 and at most 1"),
         ("icd", "unknown method 'icd'; expected one of greedy"),
+        ("vhrr", "did you mean vhr"),
     ],
 )
 def test_wrong_settings_are_refused(text, message):
@@ -181,10 +210,37 @@ def test_wrong_settings_are_refused(text, message):
         parse_method(text)
 
 
-def test_layers_that_are_not_there_are_refused(model, inputs):
-    for text in ("fastv:layer=8", "dola:layers=9"):
-        with parse_method(text)(model), pytest.raises(ValueError, match="layers"):
-            model.generate(inputs, max_new_tokens=2)
+def test_types_are_checked_at_construction_too():
+    for wrong in ({"num_beams": 2.5}, {"num_beams": True}, {"num_beams": "2"}):
+        with pytest.raises(ValueError, match="whole number"):
+            Beams(**wrong)
+    with pytest.raises(ValueError, match="numbers joined by"):
+        PAI(layers=[1, 2])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("text", ["pai:layers=99", "spin:layers=99", "fastv:layer=8", "dola:layers=9", "vhr:layers=8"])
+def test_layers_that_are_not_there_are_refused_before_anything_runs(text, model):
+    with pytest.raises(ValueError, match="layers are between 0 and 7 in this model"):
+        parse_method(text).check(model)
+    with pytest.raises(ValueError, match="layers are between 0 and 7 in this model"), parse_method(text)(model):
+        pass
+
+
+def test_methods_that_work_with_pictures_are_refused_without():
+    text_only = load(*build("llama"))
+    with pytest.raises(ValueError, match="VCD works with pictures"):
+        parse_method("vcd").check(text_only)
+
+
+def test_every_default_is_shown_as_it_is_written():
+    for name, entry in METHODS.items():
+        assert parse_method(written(name)) == entry()
+    shown = describe_methods()
+    assert "random-heads  alpha=2.0 layers=auto" in shown
+    controls = [line for line in shown.splitlines() if "Control of VHR" in line]
+    assert len(controls) == 2
+    assert parse_method("dola:layers=") == DoLa(layers=())
+    assert parse_method("dola:layers=auto") == DoLa()
 
 
 def test_the_list_of_methods_names_each_with_its_citation(capsys):
@@ -192,4 +248,4 @@ def test_the_list_of_methods_names_each_with_its_citation(capsys):
     printed = capsys.readouterr().out
     for name in METHODS:
         assert f"\n{name}" in f"\n{printed}"
-        assert METHODS[name]().citation in printed
+        assert METHODS[name].build.citation in printed

@@ -35,6 +35,10 @@ def look(name: str, split: str | None = None) -> Any:
     return open_data(name, split, PARSER)
 
 
+def asked(data: Any, ids: list[Any]) -> list[tuple[str, str, bool]]:
+    return [(q.image, q.text, q.label) for q in data.questions(ids)]
+
+
 def _first(name: str) -> Any:
     data = look(name)
     return data.load(data.image_ids[0])
@@ -90,6 +94,7 @@ def test_columns_are_named_and_rows_of_one_picture_joined(folder):
 
 
 @needs_data
+@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of dill, about pyarrow
 def test_parquet_arrow_and_the_datasets_library(folder):
     datasets: Any = import_module("datasets")
     arrow: Any = import_module("pyarrow")

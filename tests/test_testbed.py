@@ -23,7 +23,7 @@ from interp.testbed.export import contact_sheet, export
 from interp.testbed.language import article, ask_presence, caption, questions, read
 from interp.testbed.prior import PriorRecipe, at_dose, kept_doses, train_prior
 from interp.testbed.score import describe, examine, habit, judge, pope_questions
-from interp.testbed.steps import LanguageTask, Run
+from interp.testbed.steps import LanguageTask, Run, Schedule
 from interp.testbed.tower import PATCH, pixels, train_tower
 from interp.testbed.train import RECIPES, Recipe, train
 from interp.testbed.world import ANCHOR_OF, CATEGORIES, PARTNER_OF, Scene, Thing, scene

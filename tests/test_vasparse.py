@@ -3,8 +3,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from test_families import PROMPTS, picture
+from torch import Tensor
+from zoo import build
 
 from interp.interventions import M3ID, VCD, VASparse
 from interp.interventions.primitives.contrast import embedding_contrast
@@ -118,35 +122,76 @@ def test_an_evicted_cache_is_smaller_and_positions_go_on(model, inputs):
     assert sizes["evict"][-1][1] < 0.5 * sizes["mask"][-1][1]
 
 
+class ReferencePattern:
+    """The attention of a whole caption by the paper's equations, query by query, in float64; knows nothing of interp's.
+
+    Eq. 7: `s' = (1 + beta) s - beta w s`, `w` the softmax over visible keys of what they have received so far.  Eq. 3:
+    of the keys in scope the `ceil(keep n)` of largest `<q, k>^2 + lambda P` (or probability) stay, `P` the softmax over
+    visible keys of what each paid to the image as a query, in the last head.
+    """
+
+    def __init__(self, inputs: Inputs, method: VASparse) -> None:
+        self.inputs, self.method = inputs, method
+        self.patterns: dict[int, Tensor] = {}
+
+    def see(self, layer: int, call: Any) -> None:
+        groups = call.query.shape[1] // call.key.shape[1]
+        dots = (call.query.double() @ call.key.double().repeat_interleave(groups, 1).mT).numpy()
+        self.patterns[layer] = torch.from_numpy(np.stack([self.row(d, b, call.scaling) for b, d in enumerate(dots)]))
+
+    def give(self, layer: int, pattern: Tensor) -> Tensor:
+        return self.patterns[layer].to(pattern)
+
+    def row(self, dots: np.ndarray, b: int, scaling: float) -> np.ndarray:
+        m, n_prompt, n = self.method, self.inputs.input_ids.shape[1], dots.shape[-1]
+        real = np.concatenate([self.inputs.attention_mask[b].bool().numpy(), np.ones(n - n_prompt, bool)])
+        image = np.concatenate([self.inputs.image_mask[b].numpy(), np.zeros(n - n_prompt, bool)])
+        in_scope = real if m.scope == "all" else np.arange(n) >= n_prompt
+        found = np.zeros_like(dots)
+        received, paid = np.zeros((len(dots), n)), np.zeros((len(dots), n))
+        for t in range(int(real.argmax()), n):
+            keys = np.flatnonzero(real[: t + 1])
+            raw = np.stack([softmax(d[t, keys] * scaling) for d in dots])
+            received[:, keys] += raw
+            paid[:, t] = raw[:, image[keys]].sum(-1)
+            saliency = softmax((paid[-1] if m.saliency_heads == "last" else paid.mean(0))[keys])
+            for h, d in enumerate(dots):
+                delta = (d[t, keys] ** 2 if m.score == "logits" else raw[h]) + m.lambda_ * saliency
+                choice = np.flatnonzero(in_scope[keys])
+                size = math.ceil(m.keep * len(choice) - 1e-9)
+                dropped = choice[np.argsort(-delta[choice], kind="stable")[size:]]
+                scores = d[t, keys] * scaling
+                scores = (1 + m.beta) * scores - m.beta * softmax(received[h, keys]) * scores
+                scores[dropped] = -np.inf
+                found[h, t, keys] = softmax(scores)
+        return found
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
 @pytest.mark.parametrize("settings", [{}, {"score": "probs", "saliency_heads": "mean"}, {"scope": "all", "keep": 0.6}])
-def test_native_steps_equal_a_traced_pass(model, inputs, settings):
-    """Selection and penalty of a whole caption in one nnsight trace give the logits of the native steps."""
+def test_native_steps_equal_the_equations(model, pictures, settings):
+    """Penalty and selection of a whole caption in one edited pass give the logits of the native steps."""
+    inputs = model.inputs(pictures[:2], ["Please describe this image in detail.", "Describe this image."])
     method = VASparse(alpha=0, dropped="discard", **settings)
     native: list[Tensor] = []
+    options: Any = {"max_new_tokens": 12, "min_new_tokens": 12}
     with method(model):
         written = model.generate(
-            inputs, **STEPS, logits_processor=[lambda _, scores: native.append(scores.clone()) or scores]
+            inputs, **options, logits_processor=[lambda _, scores: native.append(scores.clone()) or scores]
         ).tokens
-    whole = inputs.extended(written)
-    marks, memory = Marks.of(inputs), [Memory() for _ in range(model.n_layers)]
-
-    def pattern(layer: int, call: Any) -> Tensor | None:
-        memory[layer].seen = call.key.shape[2]
-        chosen = method.choose(layer, call, memory[layer], marks)
-        return None if chosen is None else chosen[1]
-
-    patterns: dict[int, Tensor | None] = {}
-
-    def see(layer: int, call: Any) -> None:
-        patterns[layer] = pattern(layer, call)
-
-    logits = run_with_edits(model, whole, {"attention": see, "pattern": lambda layer, _: patterns[layer]}, keep=25)[
-        :, :-1
-    ]
+    reference = ReferencePattern(inputs, method)
+    edits: Any = {"attention": reference.see, "pattern": reference.give}
+    logits = run_with_edits(model, inputs.extended(written), edits, keep=13)[:, :-1]
     found = torch.stack(native, 1)
     written_out = found.isfinite()  # `min_new_tokens` forbids the end of sequence
     assert written_out.float().mean() > 0.99
     torch.testing.assert_close(found[written_out], logits[written_out], rtol=1e-3, atol=1e-3)
+    plain = run_with_edits(model, inputs.extended(written), {}, keep=13)[:, :-1]
+    assert not torch.allclose(plain, logits, atol=1e-2), "the method changed nothing: this would test nothing"
 
 
 @pytest.mark.parametrize("method", [VASparse(keep=0.5), VASparse(when="evict"), VCD(), M3ID(gamma=0.1)])
@@ -207,12 +252,12 @@ def test_pooled_contrast_depends_on_the_picture_and_the_last_one_does_not(model,
 
 def test_wrong_settings_are_refused():
     cases: Any = (
-        ({"score": "raw"}, "score is one of logits, probs, got 'raw'"),
-        ({"keep": 1.5}, "keep lies between 0 and 1"),
-        ({"neighbours": 0}, "neighbours is a number of at least 1"),
+        ({"score": "raw"}, "score of VASparse is one of logits, probs, got 'raw'"),
+        ({"keep": 1.5}, "keep of VASparse is a number of at least 0 and at most 1, got 1.5"),
+        ({"neighbours": 0}, "neighbours of VASparse is a whole number of at least 1"),
     )
     for wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             VASparse(**wrong)
-    with pytest.raises(ValueError, match="a weight of at least 0"):
+    with pytest.raises(ValueError, match="alpha of VCD is a number of at least 0"):
         VCD(alpha=-1)

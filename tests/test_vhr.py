@@ -189,9 +189,13 @@ def test_selection_equals_the_algorithm_done_slowly(model, inputs, reinforce_ima
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 0.0}, "alpha is a factor above 0"),
-        ({"choice": "best"}, "choice is one of"),
-        ({"deviation": "none"}, "deviation is one of"),
+        ({"alpha": 0.0}, "alpha of VHR is a number above 0"),
+        ({"alpha": 1e20}, "at most 1000, got 1e"),
+        ({"alpha": float("inf")}, "got inf"),
+        ({"layers": ()}, "layers of VHR names none"),
+        ({"preset": "last0%"}, "preset is one of"),
+        ({"choice": "best"}, "choice of VHR is one of"),
+        ({"deviation": "none"}, "deviation of VHR is one of"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -200,7 +204,7 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_layers_outside_the_model_are_refused(model, inputs):
-    with pytest.raises(ValueError, match=r"between 0 and 7 in this model, got \[8\]"):
+    with pytest.raises(ValueError, match=r"between 0 and 7 in this model, got 8"):
         VHR(layers=(1, 8)).select(model, inputs)
 
 

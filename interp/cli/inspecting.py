@@ -16,6 +16,8 @@ from interp.cli.testbed import at_least_one
 from interp.data import read_image
 from interp.evaluate.objects import ObjectParser
 from interp.experiments.detector import detect
+from interp.experiments.own_score import score_run
+from interp.experiments.steering import from_run
 from interp.experiments.written import WrittenRun
 from interp.models import image_free
 from interp.views.lens import look_through
@@ -162,3 +164,45 @@ class Detect:
             settings = {name: run.manifest[name] for name in names} | {"method": self.method, "seed": self.seed}
             found.write(Path(self.out), settings)
             print(f"written: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score the captions of a study with a function of your own, with intervals and paired differences."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of interp study."""
+    score: str
+    """package.module:function of a caption's text and the objects in its picture, or an entry point interp.scores."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def __call__(self) -> None:
+        """Print the table."""
+        print(score_run(self.run, self.score, self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeDirection:
+    """Make a steering vector from a study: correct minus hallucinated words, or with the picture minus without."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of interp study, on other images than those that will be steered."""
+    layer: int
+    """After which layer."""
+    of: Literal["words", "pictures"] = "words"
+    """words: correct minus hallucinated; pictures: with the picture minus without, at the last prompt token."""
+    limit: int | None = None
+    """How many captions, the first of the run; all if None."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, ..."""
+    out: str = "direction.npz"
+    """File to write."""
+
+    def __call__(self) -> None:
+        """Make it."""
+        at_least_one(limit=self.limit)
+        run = WrittenRun.read(self.run)
+        found = from_run(run.load(self.device), run, self.layer, self.of, self.limit)
+        found.write(Path(self.out))
+        print(f"{found}\nwritten: {self.out}")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from transformers import AutoProcessor
 
+from interp.folder import locked
 from interp.models import load
 from interp.models.smollm2 import converted_smollm2
 from interp.testbed import WEIGHTS
@@ -74,7 +75,9 @@ class Train:
             compile=self.compile,
             keep_checkpoints=self.keep_checkpoints,
         )
-        print(f"trained model: {self._train(Path(self.out), run)}")
+        with locked(Path(self.out)):
+            folder = self._train(Path(self.out), run)
+        print(f"trained model: {folder}")
 
     def _train(self, out: Path, run: Run) -> Path:
         if self.recipe == "testbed-smollm2":

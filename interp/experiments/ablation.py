@@ -266,7 +266,8 @@ def _measured(
     images = common_images(likely, [BASELINE, *edits])
     if len(images) < len(summary.image_ids):
         options: Any = {"top_k": summary.t_vhd.k, "seed": config.data.seed}
-        summary = summarised(records, list(methods), summary.out, **options, among=images)
+        among = summarised(records, list(methods), summary.out, **options, among=images)
+        summary = replace(among, failures=summary.failures)
     measured = {"log_likelihood": _likelihoods(likely, images, config.data.seed)}
     if asked is not None:
         each = ({n: row["accuracy"] for n, row in of.items()} for of in (asked.intervals, asked.versus_greedy))

@@ -141,6 +141,11 @@ def study(setup: Setup, config: StudyConfig, methods: Mapping[str, Method]) -> S
     """A study of a setup's images with methods by name, of which the first is the baseline."""
     setup.require_truth()
     model = setup.model
+    if not setup.data.has_truth:
+        raise ValueError(
+            f"{setup.data.name} does not say what is in its pictures, so captions cannot be scored; name a column of "
+            "objects (?truth=COLUMN) or of reference captions (?captions=COLUMN)"
+        )
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     if top_k > model.n_heads:
         raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")

@@ -90,8 +90,7 @@ def require_rows(least_rows: Mapping[str, int], unit: str, n_items: int, batch_s
     for name, least in least_rows.items():
         if least > min(batch_size, n_items):
             raise ValueError(
-                f"{name} needs at least {least} {unit}s in a batch, got {n_items} in all and a batch_size of "
-                f"{batch_size}"
+                f"{name} needs at least {least} {unit}s in a batch, got {n_items} in all and batches of {batch_size}"
             )
 
 

@@ -32,6 +32,7 @@ from interp.experiments.setup import Setup
 from interp.folder import write_text
 from interp.interventions import Method
 from interp.models import LVLM
+from interp.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PopeConfig(ComparisonConfig):
         default = DataConfig()
         if (self.questions is None) != (self.images is None):
             raise ValueError("questions of a file are about images of a folder: expected both --questions and --images")
-        if self.questions is None and not self.data.data.startswith("testbed:"):
+        if self.questions is None and self.data.data.partition(":")[0] not in ("testbed", *SOURCES):
             raise ValueError(
                 f"{self.data.data} has no questions of its own; expected --questions FILE and --images DIR"
             )

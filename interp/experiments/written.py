@@ -20,7 +20,7 @@ from interp.models import LVLM
 
 @dataclass(frozen=True)
 class Written:
-    """A caption as it was written, with the objects it names (`mentions`, as the records have them)."""
+    """A caption as it was written, with the objects it names."""
 
     image_id: int | str
     text: str
@@ -38,7 +38,7 @@ class WrittenRun:
 
     @classmethod
     def read(cls, folder: str | Path, method: str = "greedy") -> "WrittenRun":
-        """Read a run, finished or not; ValueError if it holds no captions of the method, or no tokens of them."""
+        """Read a run, finished or not; ValueError if it holds no captions of the method."""
         folder = Path(folder)
         manifest = read_manifest(folder)
         if not (folder / "captions.jsonl").is_file():
@@ -68,7 +68,7 @@ class WrittenRun:
 
     def sample(self, image_id: int | str) -> Sample:
         """An image of the run."""
-        return self.data.load(image_id)  # pyright: ignore[reportArgumentType]
+        return self.data.load(image_id)
 
     @property
     def prompt(self) -> str:

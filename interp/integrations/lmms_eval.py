@@ -1,12 +1,13 @@
 """A model with a method for lmms-eval: `python -m lmms_eval --model interp --model_args pretrained=...,method=vhr`.
 
-lmms-eval finds it by the entry point `lmms_eval.models`; nothing of interp imports this module.  Log-likelihoods are
-those of the steered model: `generate` is made to write the continuation, so that every method counts as it does in
-generation.  A video is refused, a text without pictures goes to models that take one.
+lmms-eval finds it by the entry point `lmms_eval.models`; nothing of interp imports this module.  What that project
+calls a log-likelihood is a loss, of which its tasks take the smallest: the mean negative log-probability of a
+continuation's tokens (`lmms_eval/models/simple/llava_hf.py`, `loglikelihood`).  It is that of the steered model:
+`generate` is made to write the continuation, so that every method counts as it does in generation.  A video is refused,
+a text without pictures goes to models that take one.
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,15 @@ class _Forced(LogitsProcessor):
         return forced
 
 
+def _batch_size(text: int | str) -> int:
+    """How many requests go together; `auto` and `auto:N` are one, for no trial says how much memory a picture takes."""
+    if str(text).partition(":")[0] == "auto":
+        return 1
+    if not str(text).isdigit() or int(text) < 1:
+        raise ValueError(f"batch_size is a number of at least 1, or auto, got {text!r}")
+    return int(text)
+
+
 class InterpLMM(lmms):
     """Any model that interp loads, with any of its methods; `method` is written as for `interp study`.
 
@@ -73,7 +83,8 @@ class InterpLMM(lmms):
         if device is not None and not device_map:
             options["device"] = shard.device(device)
         self.model = load(str(pretrained), dtype=dtype, **options)
-        self.method, self.batch_size = parse_method(method), int(batch_size)
+        self.method, self.batch_size = parse_method(method), _batch_size(batch_size)
+        self.method.check(self.model)
         self.max_new_tokens = int(max_new_tokens)
 
     def _pictures(self, doc_to_visual: Any, doc_id: Any, task: str, split: str) -> list[Image.Image]:
@@ -96,12 +107,12 @@ class InterpLMM(lmms):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer to each request; requests of equal settings and equally many pictures go together."""
-        groups: dict[tuple[str, bool], list[int]] = {}
+        groups: dict[tuple[str, int], list[int]] = {}
         pictures = []
         for index, request in enumerate(requests):
             _, settings, doc_to_visual, doc_id, task, split = request.args
             pictures.append(self._pictures(doc_to_visual, doc_id, task, split))
-            groups.setdefault((repr(sorted(settings.items(), key=str)), bool(pictures[-1])), []).append(index)
+            groups.setdefault((repr(sorted(settings.items(), key=str)), len(pictures[-1])), []).append(index)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), disable=self.rank > 0, desc="interp") as bar:
             for indices in groups.values():
@@ -123,7 +134,7 @@ class InterpLMM(lmms):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation under the method, and whether greedy decoding would write it."""
+        """The mean loss of a token of each continuation under the method, and whether greedy decoding writes it."""
         found = []
         for request in requests:
             context, target, doc_to_visual, doc_id, task, split = request.args
@@ -134,14 +145,10 @@ class InterpLMM(lmms):
             if not len(ids):
                 raise ValueError(f"expected a continuation with at least one token, got {continuation!r}")
             forced = _Forced(ids)
-
-            @contextmanager
-            def steer(*_: Any, forced: _Forced = forced) -> Any:
-                yield {"logits_processor": [forced]}
-
-            with self.method(self.model), self.model.steered(steer):
-                self.model.generate(inputs, max_new_tokens=len(ids), min_new_tokens=len(ids))
-            found.append((forced.log_p, forced.greedy))
+            with self.method(self.model):
+                options: Any = {"max_new_tokens": len(ids), "min_new_tokens": len(ids)}
+                self.model.generate(inputs, **options, logits_processor=[forced])
+            found.append((-forced.log_p / len(ids), forced.greedy))
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:

@@ -1,7 +1,9 @@
 """Changing what a model does while it generates."""
 
 from interp.interventions.base import Method
+from interp.interventions.directions import Direction
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
 from interp.interventions.methods.h2o import H2O
@@ -29,7 +31,9 @@ __all__ = [
     "SPIN",
     "VCD",
     "VHR",
+    "AddDirection",
     "Beams",
+    "Direction",
     "DoLa",
     "EditHeads",
     "FastV",

@@ -59,11 +59,19 @@ class _Scaling:
         self.scale[self.scale == 0] = 1.0
         self.axes = None
         if x.shape[1] > COMPONENTS:
-            self.axes = np.linalg.svd((x - self.mean) / self.scale, full_matrices=False)[2][:COMPONENTS].T
+            self.axes = _principal_axes((x - self.mean) / self.scale)
 
     def __call__(self, x: Matrix) -> Matrix:
         z = (x - self.mean) / self.scale
         return z if self.axes is None else z @ self.axes
+
+
+def _principal_axes(z: Matrix) -> Float[np.ndarray, "column component"]:
+    """The first `COMPONENTS` right singular vectors, by way of the smaller of the two products of `z` with itself."""
+    few = len(z) <= z.shape[1]
+    values, vectors = np.linalg.eigh(z @ z.T if few else z.T @ z)
+    kept = np.flatnonzero(values > 1e-10 * values[-1])[-COMPONENTS:]
+    return z.T @ vectors[:, kept] / np.sqrt(values[kept]) if few else vectors[:, kept]
 
 
 def _fold_of(groups: Int[np.ndarray, " item"], n: int, seed: int) -> Int[np.ndarray, " item"]:

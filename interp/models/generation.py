@@ -125,8 +125,10 @@ def arguments(
                 raise ValueError(f"{both} both set {name} of generate; they cannot be combined")
             setters[name], found[name] = method, wanted[name]
     processors = [p for _, part in parts for p in part.observers] + [p for _, part in parts for p in part.processors]
-    finite = _Finite([method for method, _ in parts])
-    return found | {"logits_processor": LogitsProcessorList([*processors, *given.get("logits_processor", ()), finite])}
+    processors.append(_Finite([method for method, _ in parts]))
+    if given.get("logits_processor"):
+        processors += [*given["logits_processor"], _Finite(["the logits_processor of the call"])]
+    return found | {"logits_processor": LogitsProcessorList(processors)}
 
 
 def _check(parts: Sequence[tuple[str, GenerateOptions]], given: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The inputs of a model: a left-padded batch of prompts with their pictures, and image-free ones."""
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from threading import Thread
 from typing import Any
 
 import torch
@@ -209,21 +210,22 @@ def rendered(processor: Any, turn: list[dict[str, Any]]) -> str:
 
     A template is a program that comes with a model: it runs in Jinja's sandbox, and here with a limit of time.
     """
-    found: list[Any] = []
+    begun, before = time.thread_time(), sys.gettrace()
 
-    def render() -> None:
-        try:
-            found.append(processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-        except Exception as error:  # whatever a program of strangers runs into
-            found.append(error)
+    def watch(*_: Any) -> Any:  # called at every line that runs below
+        if time.thread_time() - begun > RENDERING_SECONDS:
+            raise TimeoutError(f"it does not end within {RENDERING_SECONDS:g} s")
+        return watch
 
-    worker = Thread(target=render, daemon=True)
-    worker.start()
-    worker.join(RENDERING_SECONDS)
-    text = found[0] if found else f"it does not end within {RENDERING_SECONDS:g} s"
-    if found and isinstance(text, str) and len(text) <= LONGEST_PROMPT:
-        return text
-    if isinstance(text, str) and found:
-        text = f"it writes {len(text)} characters"
-    reason = f"{type(text).__name__}: {text}" if isinstance(text, Exception) else str(text)
-    raise ValueError(f"the chat template of this {type(processor).__name__} cannot be used: {reason}")
+    sys.settrace(watch)
+    try:
+        text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        if len(text) > LONGEST_PROMPT:
+            raise OverflowError(f"it writes {len(text)} characters")
+    except Exception as error:  # whatever a program of strangers runs into
+        raise ValueError(
+            f"the chat template of this {type(processor).__name__} cannot be used: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.settrace(before)
+    return text
