@@ -16,16 +16,9 @@ from interp.models import NonFiniteLogitsError, Pass, load
 def opinionated(model):
     """The testbed with a generation_config.json that asks for beams, penalties and sampling."""
     before = model.hf.generation_config
-    wanted = {
-        "num_beams": 3,
-        "repetition_penalty": 5.0,
-        "do_sample": True,
-        "temperature": 2.0,
-        "no_repeat_ngram_size": 1,
-    }
-    model.hf.generation_config = GenerationConfig(
-        **wanted, eos_token_id=before.eos_token_id, pad_token_id=before.pad_token_id
-    )
+    wanted = {"num_beams": 3, "repetition_penalty": 5.0, "do_sample": True, "temperature": 2.0}
+    ids = {"eos_token_id": before.eos_token_id, "pad_token_id": before.pad_token_id}
+    model.hf.generation_config = GenerationConfig(**wanted, **ids)
     yield model
     model.hf.generation_config = before
 

@@ -31,7 +31,7 @@ def test_every_method_runs_there(name, model, there, pictures):
     """Off it is greedy; on, its text is mostly the CPU's (rounding may tip a token, sampling has other numbers)."""
     inputs, same = there.inputs(pictures, PROMPT), model.inputs(pictures, PROMPT)
     greedy = there.generate(inputs, max_new_tokens=16).texts
-    with parse_method(":".join([name, METHODS[name]().off]).rstrip(":"))(there):
+    with parse_method(":".join([name, METHODS[name].build.off]).rstrip(":"))(there):
         assert there.generate(inputs, max_new_tokens=16).texts == greedy
     with parse_method(name)(there):
         found = there.generate(inputs, max_new_tokens=16).texts

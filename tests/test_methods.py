@@ -1,12 +1,11 @@
 """Every method of the registry: off equals greedy, batches equal single samples, and each does what it says."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from test_families import PROMPTS, picture
-from zoo import build
+from zoo import TEXT, build
 
 from interp import cli
 from interp.interventions import (
@@ -24,7 +23,6 @@ from interp.interventions import (
 )
 from interp.interventions.methods.snapkv import KeptOfPrompt
 from interp.interventions.registry import written
-from interp.metrics.contrast import farthest
 from interp.models import AttentionCall, load
 from interp.models.kernels import watched
 
@@ -150,13 +148,6 @@ def test_pai_looks_more_at_the_picture(model, pictures):
     assert pushed > plain
 
 
-def test_the_farthest_layer_by_hand():
-    last = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
-    early = torch.tensor([[[0.8, 0.2], [0.01, 0.99]], [[0.1, 0.9], [0.4, 0.6]]]).log()
-    torch.testing.assert_close(farthest(last, early).exp(), torch.tensor([[0.1, 0.9], [0.01, 0.99]]))
-    assert math.isclose(farthest(last, early)[0].exp().sum().item(), 1.0, rel_tol=1e-6)
-
-
 def test_sampling_repeats_with_its_seed(model, inputs):
     texts = []
     for seed in (1, 1, 2):
@@ -227,7 +218,7 @@ def test_layers_that_are_not_there_are_refused_before_anything_runs(text, model)
 
 
 def test_methods_that_work_with_pictures_are_refused_without():
-    text_only = load(*build("llama"))
+    text_only = load(*build(next(iter(TEXT))))
     with pytest.raises(ValueError, match="VCD works with pictures"):
         parse_method("vcd").check(text_only)
 

@@ -6,18 +6,6 @@ import pytest
 import torch
 
 from interp.interventions import OPERA, parse_method
-from interp.metrics.over_trust import over_trust
-
-
-def test_the_penalty_by_hand():
-    omega = torch.tensor([[[0.5, 9.0, 9.0], [0.4, 0.1, 9.0], [0.3, 0.2, 0.6]]])
-    # columns: 5 * 4 * 3 = 60, 1 * 2 = 2, 6; what lies above the diagonal does not count
-    phi, column = over_trust(omega, 10.0)
-    assert phi.item() == pytest.approx(60)
-    assert column.item() == 0
-    phi, column = over_trust(omega, 2.0)
-    assert phi.item() == pytest.approx(1.2), "columns 0.48, 0.08 and 1.2"
-    assert column.item() == 2
 
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 60}, {"max_new_tokens": 12, "min_new_tokens": 12}])

@@ -1,4 +1,3 @@
-import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,64 +12,10 @@ from zoo import build
 from interp.interventions import M3ID, VCD, VASparse
 from interp.interventions.primitives.contrast import embedding_contrast
 from interp.interventions.primitives.kv_cache import NotedLayer
-from interp.metrics.contrast import contrast_logits
-from interp.metrics.selection import density_peaks, merged, penalised, running_softmax, top_mask
 from interp.models import LVLM, Inputs, image_free, load, read, run_with_edits
 
 CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 STEPS: Any = {"max_new_tokens": 24, "min_new_tokens": 24}
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_theorem_1_by_brute_force(seed):
-    """Keeping the top S of `delta` minimises `sum (y - M y)^2 - lambda P M` over all masks of size S, ties included."""
-    random = torch.Generator().manual_seed(seed)
-    y = torch.randint(-3, 4, (6,), generator=random).double()  # small integers tie often
-    p = torch.rand(6, generator=random).double().softmax(0)
-    p[1] = p[4]
-    for size in range(1, 7):
-        kept = top_mask(y**2 + 0.1 * p, torch.ones(6, dtype=torch.bool), size / 6)
-        assert kept.sum() == size
-
-        def loss(m: Tensor) -> float:
-            return float(((y - m * y) ** 2 - 0.1 * p * m).sum())
-
-        masks = (torch.tensor(m) for m in itertools.product([0.0, 1.0], repeat=6) if sum(m) == size)
-        assert loss(kept.double()) == pytest.approx(min(loss(m.double()) for m in masks))
-
-
-def test_delta_p_w_and_penalty_by_hand():
-    delta = torch.tensor([[4.0, 9.0, 1.0, 9.0]])
-    scope = torch.tensor([[True, True, True, True]])
-    assert top_mask(delta, scope, 0.5).tolist() == [[False, True, False, True]]
-    assert top_mask(delta, torch.tensor([[True, False, True, True]]), 0.4).tolist() == [[True, False, False, True]]
-    assert top_mask(delta, scope, 0.25).tolist() == [[False, True, False, False]], "the earlier one where they tie"
-    p = running_softmax(torch.tensor([[0.0, math.log(2), math.log(3)]]), torch.tril(torch.ones(3, 3)).bool())
-    torch.testing.assert_close(p[0], torch.tensor([[1.0, 0, 0], [1 / 3, 2 / 3, 0], [1 / 6, 2 / 6, 3 / 6]]))
-    scores, weights = torch.tensor([[2.0, -1.0, -torch.inf]]), torch.tensor([[0.5, 0.5, 0.0]])
-    torch.testing.assert_close(penalised(scores, weights, 0.1), torch.tensor([[2.1, -1.05, -torch.inf]]))
-
-
-def test_svcd_logits_by_hand():
-    theta, phi = torch.tensor([[2.0, 1.0, -5.0]]), torch.tensor([[1.0, 2.0, 0.0]])
-    found = contrast_logits(theta, phi, alpha=1.0, plausibility=0.1)
-    assert found[0, 2] == -torch.inf, "implausible to theta, whatever phi says"
-    assert (found[0, 0] - found[0, 1]).item() == pytest.approx(2 * (2 - 1) - (1 - 2))
-    torch.testing.assert_close(contrast_logits(theta, phi, 0.0, 0.0), theta.log_softmax(-1))
-
-
-def test_clusters_of_two_heaps():
-    points = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [1.0, 1.0], [1.1, 1.0]])
-    cluster = density_peaks(points, 2, 1).tolist()
-    assert len(set(cluster[:3])) == 1
-    assert len(set(cluster[3:])) == 1
-    assert cluster[0] != cluster[3]
-    dropped = torch.tensor([[False, True, True, True, True]])
-    keys, values = merged(points[None], points[None] * 2, dropped, 0.5, 1)
-    assert keys.shape == (1, 2, 2)
-    torch.testing.assert_close(keys.sum(1), points[None, 1:].sum(1))
-    torch.testing.assert_close(values, keys * 2)
-    assert sorted(k.sum().item() for k in keys[0]) == pytest.approx([0.2, 4.1])
 
 
 def test_the_watched_path_equals_greedy_where_it_drops_nothing(model, inputs):

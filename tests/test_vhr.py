@@ -4,33 +4,9 @@ from torch import Tensor
 
 from interp.attribution.proposition1 import alignment
 from interp.interventions import VHR, paper_layers, parse_method, scaled_heads
-from interp.metrics.vhd import negative_outliers, vision_aware_heads
 from interp.models import LVLM, Inputs, load, read
 
 PROMPT = "Please describe this image in detail."
-
-
-def test_vision_aware_heads_are_above_the_median():
-    vhd = torch.tensor([4.0, 1.0, 3.0, 2.0])
-    assert vision_aware_heads(vhd, torch.ones(4)).tolist() == [True, False, True, False]
-
-
-def test_a_head_is_an_outlier_only_if_both_values_are_high():
-    vhd = torch.tensor([[10.0, 1.0, 2.0, 3.0], [10.0, 1.0, 2.0, 3.0]])
-    energy = torch.tensor([[9.0, 1.0, 1.0, 1.0], [1.0, 9.0, 1.0, 1.0]])
-    assert negative_outliers(vhd, energy).tolist() == [[True, False, False, False], [False] * 4]
-    # head 0 is set to zero, so the median falls between 1 and 2
-    assert vision_aware_heads(vhd, energy).tolist() == [[False, False, True, True], [True, False, False, True]]
-
-
-def test_the_kind_of_standard_deviation_decides_borderline_heads():
-    """mean 2, sample deviation 1.155, population deviation 1: 3.1 lies between the two thresholds."""
-    vhd = torch.tensor([3.1, 0.9, 2.9, 1.1])
-    sample = vhd.mean() + vhd.std()
-    population = vhd.mean() + vhd.std(correction=0)
-    assert population < 3.1 < sample
-    assert not negative_outliers(vhd, vhd, "sample").any()
-    assert negative_outliers(vhd, vhd, "population").tolist() == [True, False, False, False]
 
 
 def test_paper_layers_of_32_are_the_second_and_the_last_14():
@@ -216,12 +192,6 @@ def test_layers_by_preset():
     assert paper_layers(4, "all") == (0, 1, 2, 3)
     with pytest.raises(ValueError, match="preset is one of llava"):
         VHR(preset="first")
-
-
-def test_without_the_outlier_rule_more_heads_are_candidates():
-    vhd, energy = torch.tensor([9.0, 1.0, 2.0, 3.0]), torch.tensor([9.0, 0.0, 0.0, 0.0])
-    assert vision_aware_heads(vhd, energy).tolist() == [False, False, True, True]
-    assert vision_aware_heads(vhd, energy, outliers=False).tolist() == [True, False, False, True]
 
 
 def test_chosen_anew_at_every_step(model, pictures):
