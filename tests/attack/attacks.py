@@ -88,7 +88,7 @@ def pictures() -> Iterator[Attack]:
     for kind in ("png", "gif", "bmp", "tiff", "ppm", "tga", "dds", "ico", "sgi", "pcx", "jpeg"):
         for number in range(4):
             yield Attack(
-                "pictures", f"{kind} mutated, {number}", partial(_mutated, kind, int(rng.integers(1e9))), "any"
+                "pictures", f"{kind} mutated, {number}", partial(_mutated, kind, int(rng.integers(10**9))), "any"
             )
     for kind, damage in BYTES.items():
         if kind != "last byte off":

@@ -108,7 +108,7 @@ class Ledger:
     def table(self) -> str:
         """One row a group."""
         head = ("attacks", "tried", "refused", "no effect", "read", "tracebacks", "silently accepted", "leaks")
-        rows = [head]
+        rows: list[tuple[str, ...]] = [head]
         for group in [*dict.fromkeys(o.group for o in self.outcomes), "all"]:
             own = [o for o in self.outcomes if group in (o.group, "all")]
             ends = Counter(o.end for o in own)
