@@ -94,7 +94,7 @@ def test_columns_are_named_and_rows_of_one_picture_joined(folder):
 
 
 @needs_data
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of dill, about pyarrow
+@pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)")  # of dill, about pyarrow
 def test_parquet_arrow_and_the_datasets_library(folder):
     datasets: Any = import_module("datasets")
     arrow: Any = import_module("pyarrow")
