@@ -145,9 +145,7 @@ def _read(file: Path, kind: str) -> _Table:
                 table = (arrow.ipc.open_stream if stream else arrow.ipc.open_file)(mapped).read_all()
     except (OSError, _package("pyarrow").ArrowInvalid) as error:
         raise ValueError(f"{file} is no {kind} file: {error}") from error
-    return _Table(
-        str(file), table.column_names, lambda c: table[c].to_pylist(), lambda c, i: table[c][i].as_py(), file.parent
-    )
+    return _of_arrow(str(file), table, file.parent)
 
 
 def _lines(file: Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -173,11 +171,14 @@ def _hub(name: str, split: str) -> _Table:
         found = datasets.load_dataset(name, split=split)
     except Exception as error:  # of its builders, of files of any kind, of the network
         raise ValueError(f"datasets cannot load {name!r}, split {split!r}: {' '.join(str(error).split())}") from error
-    for column, feature in found.features.items():
-        if isinstance(feature, datasets.Image):
-            found = found.cast_column(column, datasets.Image(decode=False))
+    stored = found.with_format("arrow")[:]  # as they are stored: nothing is decoded
     root = Path(name) if Path(name).is_dir() else Path()
-    return _Table(f"{name}:{split}", found.column_names, lambda c: list(found[c]), lambda c, i: found[i][c], root)
+    return _of_arrow(f"{name}:{split}", stored, root)
+
+
+def _of_arrow(name: str, table: Any, root: Path) -> _Table:
+    """A table of pyarrow."""
+    return _Table(name, table.column_names, lambda c: table[c].to_pylist(), lambda c, i: table[c][i].as_py(), root)
 
 
 def _column(table: _Table, what: str, options: Mapping[str, str]) -> str | None:

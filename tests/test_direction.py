@@ -1,5 +1,8 @@
 """Steering vectors as a method, and a method that a user brings."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from test_families import PROMPTS, picture
@@ -10,35 +13,7 @@ from interp.interventions.directions import Direction
 from interp.interventions.methods.direction import AddDirection
 from interp.models import load, run_with_edits
 
-OWN = '''
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
-
-from interp.interventions import scaled_heads
-from interp.interventions.base import Method, Weight
-from interp.models import GenerateOptions
-import torch
-
-
-@dataclass(frozen=True)
-class Louder(Method):
-    """All heads times alpha."""
-
-    alpha: Weight = 2.0
-
-    citation: ClassVar = "none"
-    cost: ClassVar = "none"
-    off: ClassVar = "alpha=1"
-    passes: ClassVar = {"main": "the text is written by the louder model"}
-
-    @contextmanager
-    def steer(self, model, inputs) -> Iterator[GenerateOptions]:
-        factors = torch.full((len(inputs.input_ids), model.n_layers, model.n_heads), self.alpha, device=model.device)
-        with scaled_heads(model, factors, self.passes):
-            yield GenerateOptions()
-'''
+PAGE = Path(__file__).parent.parent / "docs" / "pages" / "own-things.md"
 
 
 @pytest.mark.parametrize("name", ["testbed", "gpt2", "blip-2"])
@@ -90,7 +65,8 @@ def test_directions_from_files_and_their_controls(model, tmp_path):
 
 
 def test_a_method_that_a_user_brings(model, inputs, tmp_path, monkeypatch):
-    (tmp_path / "own_methods.py").write_text(OWN)
+    shown = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+    (tmp_path / "own_methods.py").write_text(shown)
     monkeypatch.syspath_prepend(str(tmp_path))
     method = parse_method("own_methods:Louder:alpha=4")
     assert method.alpha == 4
@@ -103,7 +79,7 @@ def test_a_method_that_a_user_brings(model, inputs, tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))
     for text, message in (
         ("own_methods:Louder:beta=1", "no setting 'beta=1'"),
-        ("own_methods:Iterator", "is no method"),
+        ("own_methods:contextmanager", "is no method"),
         ("own_methods:Nothing", "cannot bring own_methods:Nothing"),
         ("nothing.here:Mine", "cannot bring nothing.here:Mine"),
         ("vrh", "did you mean vhr"),

@@ -169,7 +169,11 @@ def lens(
         tokens = best.indices if chosen is None else chosen.to(best.indices.device)[best.indices]
         return torch.stack([tokens.double(), best.values.double()], -1)  # a double holds every token id
 
-    both = read(model, inputs, site, positions=positions, reduce=said)[site]
+    if site == "result":  # a vector for each head: kept layer by layer
+        both = read(model, inputs, site, positions=positions, reduce=said)[site]
+    else:
+        streams = read(model, inputs, site, positions=positions)[site]
+        both = torch.stack([said(site, i, streams[:, i]) for i in range(model.n_layers)], 1)
     ids = both[..., 0].long()
     return Lens(site, positions, ids, both[..., 1].float(), _texts(model, ids, allowed))
 

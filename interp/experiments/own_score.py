@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def score_run(folder: str | Path, name: str, seed: int = 0) -> OwnScore:
         raise ValueError(f"no image of {folder} has a caption of every method yet")
     tables = {m: np.array([[values[i], 1.0] for i in images]) for m, values in found.items()}
 
-    def mean(totals: np.ndarray, _: int) -> dict[str, np.ndarray]:
+    def mean(totals: np.ndarray, _: int) -> dict[str, Any]:
         return {"mean": totals[..., 0] / totals[..., 1]}
 
     first = next(iter(tables.values()))

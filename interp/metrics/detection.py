@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 
 COMPONENTS = 200
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-Matrix = Float[np.ndarray, "item column"]
+Matrix = Float[np.ndarray, "_ _"]
+"""Items by columns."""
 
 
 def ridge_logistic(
@@ -66,7 +67,7 @@ class _Scaling:
         return z if self.axes is None else z @ self.axes
 
 
-def _principal_axes(z: Matrix) -> Float[np.ndarray, "column component"]:
+def _principal_axes(z: Matrix) -> Matrix:
     """The first `COMPONENTS` right singular vectors, by way of the smaller of the two products of `z` with itself."""
     few = len(z) <= z.shape[1]
     values, vectors = np.linalg.eigh(z @ z.T if few else z.T @ z)

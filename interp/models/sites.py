@@ -27,7 +27,9 @@ from interp.models.lvlm import LVLM
 IN_KERNEL = ("attention", "q", "k", "v", "scores", "pattern")
 AT_THE_END = ("final_norm", "logits")
 """Sites after the layers: they have no layer, their edits are called with layer -1."""
-SITES = ("resid_pre", *IN_KERNEL, "z", "result", "attn_out", "mlp_post", "mlp_out", "resid_post", *AT_THE_END)
+SITES = ("resid_pre", *IN_KERNEL, "z", "attn_out", "mlp_post", "mlp_out", "resid_post", *AT_THE_END)
+COMPUTED = "result"
+"""A site that is computed from `z`: it can be read only."""
 ALIASES = {
     "hook_resid_pre": "resid_pre",
     "attn.hook_q": "q",
@@ -116,14 +118,14 @@ class Site(NamedTuple):
     @classmethod
     def parse(cls, name: str) -> "Site":
         """Read `z`, or TransformerLens' `blocks.3.attn.hook_z`; ValueError names what there is."""
-        if name in SITES:
+        if name in (*SITES, COMPUTED):
             return cls(name, None)
         if name in WHOLE:
             return cls(*WHOLE[name])
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-        if match is None or match[2] not in (*ALIASES, *SITES[: -len(AT_THE_END)]):
+        if match is None or match[2] not in (*ALIASES, COMPUTED, *SITES[: -len(AT_THE_END)]):
             raise ValueError(
-                f"unknown site {name!r}; expected one of {', '.join(SITES)}, {', '.join(WHOLE)}, "
+                f"unknown site {name!r}; expected one of {', '.join((*SITES, COMPUTED, *WHOLE))}, "
                 f"or blocks.LAYER. followed by one of {', '.join(ALIASES)}"
             )
         return cls(ALIASES.get(match[2], match[2]), int(match[1]))
@@ -136,6 +138,8 @@ def _places(model: LVLM, edits: Iterable[tuple[str, SiteEdit]]) -> dict[tuple[st
         site = Site.parse(name)
         if site.layer is not None and site.layer >= model.n_layers:
             raise ValueError(f"{name!r}: this model has layers 0 to {model.n_layers - 1}")
+        if site.name == COMPUTED:
+            raise ValueError("result is computed from z and can only be read; edit z")
         if site.name in IN_KERNEL and model.remote:
             raise ValueError(f"the site {site.name!r} lies inside a kernel, which a remote model does not show")
         here = [site.layer if site.layer is not None else -1]
@@ -148,7 +152,7 @@ class _Pass:
     """The edits of one forward pass."""
 
     def __init__(self, model: LVLM, inputs: Inputs, edits: Iterable[tuple[str, SiteEdit]]) -> None:
-        self.model, self.places = model, _places(model, edits)
+        self.places = _places(model, edits)
         self.shape = inputs.input_ids.shape
         self.watches: dict[Any, Any] = {
             model.part(layer, model.family.attention): partial(self.in_kernel, layer)
@@ -171,12 +175,7 @@ class _Pass:
             return
         value = getattr(envoy, end)
         first = value[0] if isinstance(value, tuple) else value
-        shown = first.view(*self.shape, *d)
-        if site == "result":
-            if self.show(site, layer, head_results(self.model, shown, layer)) is not None:
-                raise ValueError("result is computed from z and can only be read; edit z")
-            return
-        edited = self.show(site, layer, shown)
+        edited = self.show(site, layer, first.view(*self.shape, *d))
         if edited is not None:
             edited = edited.reshape(first.shape)
             setattr(envoy, end, (edited, *value[1:]) if isinstance(value, tuple) else edited)
@@ -216,9 +215,9 @@ def run_with_edits(
     """Run one forward pass and call each edit with the values at its site, in execution order, to be changed or left.
 
     A value is `[batch, token, d_model]` for residual streams and what is added to them, `[batch, token, head, d_head]`
-    for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, token, head, d_model]` for `result`,
-    `[batch, token, neuron]` for `mlp_post`, `[batch, head, query, key]` for `scores` and `pattern` (computed from
-    queries and keys whatever the backend), an `AttentionCall`, to be read only, for `attention`.
+    for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, token, neuron]` for `mlp_post`,
+    `[batch, head, query, key]` for `scores` and `pattern` (computed from queries and keys whatever the backend), an
+    `AttentionCall`, to be read only, for `attention`.
     Returns the logits of the last `keep` positions (None: of all).
     """
     return run_pass(model, inputs, edits.items(), keep, {})
@@ -245,7 +244,6 @@ def run_pass(
             block = model.layer(layer, root)
             one.at_module("resid_pre", layer, block, "input", stream)
             one.at_module("z", layer, model.part(layer, family.out_proj, root), "input", heads)
-            one.at_module("result", layer, model.part(layer, family.out_proj, root), "input", heads)
             one.at_module("attn_out", layer, model.part(layer, family.attention_out, root), "output", stream)
             one.at_module("mlp_post", layer, model.part(layer, family.mlp_down, root), "input", (-1,))
             one.at_module("mlp_out", layer, model.part(layer, family.mlp_out, root), "output", stream)
@@ -281,6 +279,11 @@ def read(
     names = [sites] if isinstance(sites, str) else list(sites)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
+    def reduced(name: str, layer: int, value: Tensor, copied: bool) -> None:
+        kept = value if reduce is None else reduce(name, layer, value)
+        if kept is not None:
+            found[name].append(kept.to(model.device, copy=kept is value and not copied))
+
     def keep(name: str, layer: int, value: Any) -> None:
         site = Site.parse(name).name
         if isinstance(value, AttentionCall):
@@ -288,25 +291,31 @@ def read(
             value = call.scores() if site == "scores" else call.pattern()
         elif positions is not None:
             value = value[torch.arange(len(value), device=value.device)[:, None], positions.to(value.device)]
-        kept = value if reduce is None else reduce(name, layer, value)
-        if kept is not None:
-            found[name].append(kept.to(model.device, copy=kept is value and positions is None))
+        if site == COMPUTED:  # after the pass: inside, calling a module would run its trace
+            found[name].append(value.clone())
+        else:
+            reduced(name, layer, value, positions is not None)
 
     # scores and probabilities are computed for the chosen queries only, hence from the kernel's call
-    edits = [(_call_of(name), partial(keep, name)) for name in names]
+    edits = [(_source_of(name), partial(keep, name)) for name in names]
     run_pass(model, inputs, edits, None if "logits" in names else 1, found)
+    for name in (n for n in names if Site.parse(n).name == COMPUTED):
+        layers, found[name] = found[name], []
+        only = Site.parse(name).layer
+        for layer, z in enumerate(layers) if only is None else ((only, layers[0]),):
+            with torch.no_grad():
+                reduced(name, layer, head_results(model, z, layer), True)
     return {
-        name: torch.stack(values, 1)
-        if Site.parse(name).layer is None and Site.parse(name).name not in AT_THE_END
-        else values[0]
+        name: torch.stack(values, 1) if Site.parse(name).in_every_layer else values[0]
         for name, values in found.items()
         if values
     }
 
 
-def _call_of(name: str) -> str:
-    """Where to read a site: scores and probabilities from the call of the kernel."""
+def _source_of(name: str) -> str:
+    """Where to read a site: scores and probabilities from the call of the kernel, what heads add from their outputs."""
     site = Site.parse(name)
-    if site.name not in ("scores", "pattern"):
+    source = {"scores": "attention", "pattern": "attention", COMPUTED: "z"}.get(site.name)
+    if source is None:
         return name
-    return "attention" if site.layer is None else f"blocks.{site.layer}.attention"
+    return source if site.layer is None else f"blocks.{site.layer}.{source}"
