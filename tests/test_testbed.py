@@ -14,7 +14,7 @@ from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import ObjectParser
 from interp.models import load
 from interp.testbed import WEIGHTS
-from interp.testbed.batches import Batch, Pool, Sampler, testbed_layout
+from interp.testbed.batches import Batch, Pool, Sampler, TextSampler, testbed_layout
 from interp.testbed.build import build_processor
 from interp.testbed.card import write_card
 from interp.testbed.dose import draw_doses, examine_dose, follow
