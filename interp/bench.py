@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from interp.experiments.records import Manifest, device_name
+from interp.experiments.manifest import Manifest, device_name
 from interp.models import LVLM, Inputs
 from interp.models.compat import attention_backend
 from interp.testbed.build import build_config, build_model, build_processor

@@ -12,30 +12,52 @@ BASE = {"metrics", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "evaluate": set(),
-    "testbed": BASE,
-    "models": {"testbed"},
-    "trace": {"models", "metrics", "plots"},
-    "interventions": {"trace", "models", "metrics"},
+    "folder": set(),
+    "pictures": set(),
+    "testbed": {"folder", *BASE},
+    "models": {"testbed", "pictures"},
+    "trace": {"models", "metrics"},
+    "interventions": {"plugins", "trace", "models", "metrics"},
     "attribution": {"interventions", "trace", "models", "metrics", "evaluate"},
-    "data": {"testbed", "evaluate"},
+    "data": {"sources", "testbed", "evaluate", "pictures"},
+    "sources": {"evaluate"},
+    "plugins": set(),
     "plots": BASE,
-    "views": {"trace", "models", "plots", *BASE},
-    "experiments": {"attribution", "interventions", "trace", "models", "data", "plots", *BASE},
+    "views": {"attribution", "trace", "models", "plots", *BASE},
+    "experiments": {
+        *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
+        *("pictures", *BASE),
+    },
     "bench": {"experiments", "trace", "models", "testbed"},
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
-    "cli": {"bench", "experiments", "views", "interventions", "trace", "models", "data", "plots", "testbed", *BASE},
+    "cli": {
+        "attribution",
+        "bench",
+        "experiments",
+        "folder",
+        "views",
+        "interventions",
+        "trace",
+        "models",
+        "data",
+        "pictures",
+        "plots",
+        "testbed",
+        *BASE,
+    },
 }
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
-    "interventions": [{"base"}, {"primitives"}, {"methods"}, {"registry"}],
+    "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
+    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
     "models": [
-        {"compat", "families", "inputs"},
+        {"compat", "families", "inputs", "encoding", "smollm2"},
         {"kernels", "generation"},
         {"steering"},
         {"lvlm"},
         {"sites", "image_free", "layout"},
-        {"doctor"},
+        {"doctor", "gradients"},
         {"loading"},
     ],
 }
@@ -61,7 +83,7 @@ def modules(path: Path) -> set[str]:
 
 def imported(path: Path) -> set[str]:
     """The parts of interp that a file imports."""
-    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.")}
+    parts = {m.split(".")[1] for m in modules(path) if m.startswith("interp.")} - {"__version__"}
     assert "interp" not in modules(path) or parts, f"{path}: import a part of interp, not the whole"
     return parts
 

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configured import configured
+from filelock import FileLock
 from PIL import Image
 from test_families import PROMPTS, picture
 from torch import Tensor
@@ -12,7 +14,9 @@ from zoo import build
 
 from interp import cli
 from interp.experiments import attention as survey_module
-from interp.experiments.attention import Accumulator, SurveyConfig, kind_of, run_survey, top_tokens
+from interp.experiments.attention import ImageMeans, SurveyConfig, kind_of, run_survey, top_tokens
+from interp.experiments.records import AttentionRecord, RecordFile, TokenSums, read_records
+from interp.experiments.sinks import SinksConfig, measure_sinks
 from interp.metrics import attention as metrics
 from interp.metrics.attention import FRACTIONS, RECALLS, sparsity
 from interp.models import LVLM, AttentionCall, Head, Inputs, load, read
@@ -21,7 +25,7 @@ from interp.models.layout import Piece
 from interp.testbed.draw import draw
 from interp.testbed.world import CELL, scene
 from interp.trace.attention import attention_statistics, token_kinds
-from interp.trace.sinks import SinksConfig, inside, measure_sinks, sequences
+from interp.trace.sinks import inside, sequences
 from interp.views.overlay import find_word, overlay, spread
 
 IMAGE, PROMPT, GENERATED = range(3)
@@ -268,36 +272,36 @@ def test_words_and_heads_that_are_not_there_are_refused(model, pictures):
         overlay(model, model.inputs(pictures[:2], PROMPTS[0]), caption, "fork")
 
 
-def test_running_sums_give_mean_and_standard_error(tmp_path):
-    values = np.array([[1.0, np.nan], [2.0, 4.0], [6.0, np.nan]])
-    sums = Accumulator(tmp_path / "sums.npz")
-    for i, value in enumerate(values):
-        sums.add(i, {"x": value}, {"a": [1.0, 0.5]})
-    sums.save()
-    again = Accumulator(tmp_path / "sums.npz")
-    assert again.done == [0, 1, 2]
-    assert again.tokens == {"a": [3.0, 1.5]}
-    np.testing.assert_allclose(again.mean("x"), [3.0, 4.0])
-    assert again.standard_error("x")[0] == pytest.approx(np.std(values[:, 0], ddof=1) / 3**0.5)
-    assert np.isnan(again.standard_error("x")[1]), "one image has no error"
+def attention_record(image: int, value: np.ndarray) -> AttentionRecord:
+    return AttentionRecord(image, "greedy", 3, {"x": value}, (TokenSums("a", "word", 1, 0.5, 0.0, 0.0),))
 
 
-def test_tokens_are_named_and_ranked():
+def test_means_over_images_and_their_standard_errors(tmp_path):
+    values = np.array([[1.0, np.nan], [2.0, 4.0], [6.0, np.nan]], dtype=np.float32)
+    records = [attention_record(i, value) for i, value in enumerate(values)]
+    RecordFile(tmp_path / "a.jsonl", AttentionRecord).append(records)
+    again = read_records(tmp_path / "a.jsonl", AttentionRecord)
+    np.testing.assert_array_equal([r.arrays["x"] for r in again], values)
+    assert [r.tokens for r in again] == [r.tokens for r in records]
+    means = ImageMeans(again)
+    np.testing.assert_allclose(means.mean("x"), [3.0, 4.0])
+    assert means.standard_error("x")[0] == pytest.approx(np.std(values[:, 0], ddof=1) / 3**0.5)
+    assert np.isnan(means.standard_error("x")[1]), "one image has no error"
+
+
+def test_tokens_are_named_added_up_and_ranked():
     assert kind_of("<s>", False, True) == "special"
     assert kind_of(" .", False, False) == "punctuation"
     assert kind_of(" fork", False, False) == "word"
     assert kind_of("<image>", True, True) == "image"
-    tokens = {
-        json.dumps([0, "<s>", "special"]): [20, 8.0, 10.0, 1.0],
-        json.dumps([None, " a", "word"]): [1, 0.9, 0.9, 0],
-    }
-    (found,) = top_tokens(tokens, 20)
+    begin = TokenSums("<s>", "special", 10, 4.0, 5.0, 0.5, position=0)
+    (found,) = top_tokens([begin, TokenSums(" a", "word", 1, 0.9, 0.9, 0.0), begin], 20)
     assert (found.text, found.received, found.sink) == ("<s>", 0.4, 0.5), "a token of one image in twenty is left out"
 
 
 def test_an_interrupted_survey_goes_on(tmp_path, monkeypatch):
-    config = SurveyConfig(limit=6, batch_size=2, max_new_tokens=8)
-    unbroken = run_survey(SurveyConfig(**{**vars(config), "out": str(tmp_path / "one")}))
+    settings: Any = {"limit": 6, "batch_size": 2, "max_new_tokens": 8}
+    unbroken = run_survey(configured(SurveyConfig, **settings, out=str(tmp_path / "one")))
     calls = []
 
     def failing(*args, **options):
@@ -307,20 +311,23 @@ def test_an_interrupted_survey_goes_on(tmp_path, monkeypatch):
         return attention_statistics(*args, **options)
 
     monkeypatch.setattr(survey_module, "attention_statistics", failing)
-    other = SurveyConfig(**{**vars(config), "out": str(tmp_path / "two")})
+    other = configured(SurveyConfig, **settings, out=str(tmp_path / "two"))
     with pytest.raises(KeyboardInterrupt):
         run_survey(other)
     again = run_survey(other)
     assert len(calls) == 4, "the first batch was not measured again"
-    assert sorted(again.sums.done) == sorted(unbroken.sums.done)
-    for name in unbroken.sums.sums:
-        np.testing.assert_allclose(again.sums.mean(name), unbroken.sums.mean(name))
+    assert unbroken is not None
+    assert again is not None
+    for name in ("attention.jsonl", "attention.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     summary = json.loads((tmp_path / "two" / "attention.json").read_text())
     assert summary["n_images"] == 6
     assert {p.stem for p in (tmp_path / "two").glob("*.png")} == {"sparsity", "sink", "image_mass", "top_tokens"}
-    assert {p.stem for p in (tmp_path / "two").glob("*.npz")} >= {"sparsity", "sink", "image_mass", "top_tokens"}
-    total = sum(again.sums.mean("recall")[0, 0, 1, -1:])
+    assert {p.stem for p in (tmp_path / "two").glob("*.npz")} >= {"sparsity", "sink", "image_mass"}
+    total = sum(again.means.mean("recall")[0, 0, 1, -1:])
     assert 0 < total <= 1 + 1e-6
+    with FileLock(tmp_path / "two" / ".lock"), pytest.raises(ValueError, match="another run is writing to"):
+        run_survey(other)
 
 
 def test_attention_commands(tmp_path, pictures, capsys):
@@ -330,7 +337,8 @@ def test_attention_commands(tmp_path, pictures, capsys):
     assert "repeated" in capsys.readouterr().out
     assert json.loads((tmp_path / "sinks" / "sinks.json").read_text())["rows"][1]["kind"] == "repeated"
     drawn = tmp_path / "overlay.png"
-    args = ["overlay", "--image", str(photo), "--token", "is", "--heads", "L5H7,L4H7", "--out", str(drawn)]
+    args = ["overlay", "--image", str(photo), "--token", "is", "--nth", "1", "--heads", "L5H7,L4H7"]
+    args += ["--out", str(drawn)]
     cli.main(args)
     assert "% of the attention is on the picture" in capsys.readouterr().out
     assert drawn.exists()

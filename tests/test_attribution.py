@@ -7,19 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configured import configured
+from real_tokenizers import REAL
 from test_families import PROMPTS, picture
 from zoo import build
 
 from interp import cli
 from interp.attribution.effects import attributed_contributions, exact_contributions
-from interp.attribution.lens import head_logits, word_ids
+from interp.attribution.lens import first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
 from interp.evaluate.objects import ObjectParser
 from interp.experiments.attribution import CausalConfig, run_causal
 from interp.experiments.attribution_report import maps_of
-from interp.interventions import EditHeads, head_directions
+from interp.experiments.records import EffectRecord, HeadsRecord
+from interp.interventions import EditHeads
 from interp.metrics.ranking import spearman
-from interp.models import image_free, load, read
+from interp.models import head_results, image_free, load, read
 
 PROMPT = "Please describe this image in detail."
 
@@ -80,7 +83,7 @@ def test_direct_logits_of_heads_add_up(name, model):
     heads = head_logits(lvlm, inputs, places, ids)
     assert heads.shape == (2, lvlm.n_layers, 1, lvlm.n_heads, 2)
     found = read(lvlm, inputs, ["z", "resid_post"], positions=places)
-    directions = [head_directions(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
+    directions = [head_results(lvlm, found["z"][:, i, 0], i) for i in range(lvlm.n_layers)]
     bias = getattr(lvlm.out_proj(0), "bias", None)
     z = found["z"][:, 0, 0].flatten(1)
     whole = lvlm.out_proj(0)(z)
@@ -98,10 +101,17 @@ def test_direct_logits_of_heads_add_up(name, model):
 
 
 def test_the_first_token_of_a_word(model):
-    words = ["fork", "dining table"]
-    ids = word_ids(model, words)
-    for word, token in zip(words, ids.tolist(), strict=True):
+    found = first_tokens(model, ["fork", "dining table", "dining room"])
+    for word, token in zip(found.words, found.ids.tolist(), strict=True):
         assert word.startswith(model.tokenizer.decode([token]).strip())
+    assert found.shared == [("dining table", "dining room")]
+
+
+def test_words_have_their_own_first_tokens_under_a_normaliser_that_prepends(model, monkeypatch):
+    monkeypatch.setattr(model, "tokenizer", REAL["llama-generic"]())
+    found = first_tokens(model, ["cat", "dog", "pizza", "potted plant", "pot"])
+    assert [model.tokenizer.decode([i]) for i in found.ids.tolist()][:2] == ["cat", "dog"]
+    assert len(found.ids.unique()) > 2, "not the piece for a space"
 
 
 def test_the_probe_goes_on_without_the_image(model, pictures):
@@ -118,53 +128,70 @@ def test_the_probe_goes_on_without_the_image(model, pictures):
     assert goes_on_to_name(model, cuts, PROMPT, parser) == expected
 
 
-def word(push: float, wrong: bool) -> dict[str, Any]:
+def word(push: float, wrong: bool) -> EffectRecord:
     flat = [[push, 0.0], [0.0, 0.0]]
     exact, zero = [flat, [[0.5, 0.0], [0.0, 0.0]]], [[0.0] * 2] * 2
-    return {"hallucinated": wrong, "patched": exact, "exact": exact, "direct": zero, "writes_it": zero, "blind": wrong}
+    return EffectRecord("fork", wrong, 0, wrong, ("fork",), patched=exact, direct=zero, writes_it=zero, exact=exact)
+
+
+def heads_record(*words: EffectRecord) -> HeadsRecord:
+    some = [[1.0, 2.0], [3.0, 4.0]]
+    mean, cosine = np.zeros((2, 2, 3)).tolist(), np.zeros((2, 2, 2)).tolist()
+    return HeadsRecord(0, "greedy", "", vhd=some, image_mass=some, cosine=cosine, mean=mean, words=words)
 
 
 def test_maps_by_hand():
-    row: dict[str, Any] = {name: [[1.0, 2.0], [3.0, 4.0]] for name in ("vhd", "image_mass")}
-    row |= {"mean": np.zeros((2, 2, 3)), "cosine": np.zeros((2, 2, 2))}
-    maps = maps_of([row | {"words": [word(1.0, True), word(3.0, True)]}, row | {"words": [word(5.0, False)]}])
+    maps = maps_of([heads_record(word(1.0, True), word(3.0, True)), heads_record(word(5.0, False))])
     assert maps["push_hallucinated"][0, 0] == 2.0
     assert maps["push_correct"][0, 0] == 5.0
     assert maps["causal"][0, 0] == 3.0
     assert maps["image_push_correct"][0, 0] == 4.5, "with the image minus without"
     assert maps["mean"].shape == (2, 2, 3)
-    nothing = maps_of([row | {"words": [word(5.0, False)]}])
+    nothing = maps_of([heads_record(word(5.0, False))])
     assert np.isnan(nothing["push_hallucinated"]).all()
     assert np.isnan(nothing["causal"]).all(), "half of a difference is none"
 
 
 def test_a_run_and_its_going_on(tmp_path, monkeypatch):
     settings: Any = {"split": "dev", "limit": 4, "batch_size": 2, "max_new_tokens": 40}
-    report = run_causal(CausalConfig(out=str(tmp_path / "whole"), **settings))
+    report = run_causal(configured(CausalConfig, out=str(tmp_path / "whole"), **settings))
+    assert report is not None
     assert {"heads.npz", "causal.json", "words.jsonl", "push_correct.png", "patching.png"} <= {
         p.name for p in report.out.iterdir()
     }
     assert report.n_words["correct"] > 0
+    parser, model = ObjectParser.coco(), load("testbed")
+    rows = [json.loads(line) for line in (report.out / "words.jsonl").read_text().splitlines()]
+    words = [w for row in rows for w in row["words"]]
+    assert all(w["object"] in w["begins_as"] for w in words), "the testbed writes the categories' own names"
+    assert {g for w in words if len(w["begins_as"]) > 1 for g in [tuple(w["begins_as"])]} <= {
+        tuple(g) for g in first_tokens(model, parser.categories).shared
+    }
     assert "attribution patching against exact silencing" in str(report)
     with np.load(report.out / "heads.npz") as maps:
         assert maps["vhd"].shape == maps["causal"].shape == (8, 8)
         assert maps["mean"].shape == (8, 8, 24)
     whole = (report.out / "words.jsonl").read_text()
     torn = tmp_path / "torn"
-    run_causal(CausalConfig(out=str(torn), **settings))
+    run_causal(configured(CausalConfig, out=str(torn), **settings))
     (torn / "words.jsonl").write_text("".join(whole.splitlines(keepends=True)[:2]) + whole[-200:-100])
-    run_causal(CausalConfig(out=str(torn), **settings))
+    run_causal(configured(CausalConfig, out=str(torn), **settings))
     again = [json.loads(line) for line in (torn / "words.jsonl").read_text().splitlines()]
     assert again == [json.loads(line) for line in whole.splitlines()]
     with pytest.raises(ValueError, match="other settings"):
-        run_causal(CausalConfig(out=str(torn), **(settings | {"seed": 1})))
-    bare = run_causal(CausalConfig(out=str(tmp_path / "bare"), **(settings | {"max_new_tokens": 1})))
+        run_causal(configured(CausalConfig, out=str(torn), **(settings | {"seed": 1})))
+    bare = run_causal(configured(CausalConfig, out=str(tmp_path / "bare"), **(settings | {"max_new_tokens": 1})))
+    assert bare is not None
     assert bare.n_words == {"hallucinated": 0, "correct": 0}
     assert "nan" not in str(bare)
     with pytest.raises(ValueError, match="has no values of causal"):
         EditHeads(heads="top2", by="causal", ranking=str(bare.out / "heads.npz")).chosen(load("testbed"))
-    cheap = run_causal(CausalConfig(out=str(tmp_path / "cheap"), exact=False, **settings))
+    cheap = run_causal(configured(CausalConfig, out=str(tmp_path / "cheap"), exact=False, **settings))
+    assert cheap is not None
     assert cheap.agreement is None
+
+
+FILES_OF_AN_ABLATION = ("captions/captions.jsonl", "likelihood.jsonl", "pope/answers.jsonl")
 
 
 def test_ablate_and_sweep_commands(tmp_path, capsys):
@@ -185,9 +212,20 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
     greedy, edited = (found["values"][n]["log_likelihood"]["value"] for n in ("greedy", "zero top5 by image_mass"))
     assert edited < greedy < 0, "greedy's own captions are likeliest unedited"
     assert found["values"]["greedy"]["pope_accuracy"]["value"] > 50
+    ids = json.loads((out / "manifest.json").read_text())["image_ids"]
+    of = {name: [json.loads(x) for x in (out / name).read_text().splitlines()] for name in FILES_OF_AN_ABLATION}
+    for name in ("captions/captions.jsonl", "likelihood.jsonl"):
+        assert sorted({row["image_id"] for row in of[name]}) == ids, "every measure is of the same images"
+    assert sorted({int(row["image"]) for row in of["pope/answers.jsonl"]}) == ids[:2], "POPE's are the first of them"
+    assert str(tmp_path) not in (out / "captions" / "manifest.json").read_text(), "a run's folder can be moved"
+    assert str(tmp_path) not in (out / "manifest.json").read_text()
     before = (out / "likelihood.jsonl").read_text()
-    cli.main(["ablate", *few, *ask, "--out", str(out)])
-    assert (out / "likelihood.jsonl").read_text() == before, "nothing is computed twice"
+    moved = tmp_path / "moved"
+    (tmp_path / "rank" / "heads.npz").rename(tmp_path / "heads.npz")
+    out.rename(moved)
+    ask[ask.index(ranking)] = ranking = str(tmp_path / "heads.npz")
+    cli.main(["ablate", *few, *ask, "--out", str(moved)])
+    assert (moved / "likelihood.jsonl").read_text() == before, "nothing is computed twice"
     more = ["--methods", "greedy,beams:num_beams=2", "--controls", "0", "--pope-limit", "0", "--op", "image_free"]
     cli.main(["ablate", *few, "--heads", "L0H1", "--ranking", ranking, *more, "--out", str(tmp_path / "beside")])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("beams")][:1]
@@ -206,6 +244,11 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
         (["ablate", "--controls", "-1"], "at least 0"),
         (["ablate", "--split", "dev"], "ranked on the images of the study"),
         (["sweep", "--vary", "alpha"], "vary takes parameter=value"),
+        (["sweep", "--vary", "alpha=1", "alpha=2"], "each parameter and each of its values once"),
+        (["sweep", "--methods", "vhr:alpha=2", "--vary", "alpha=1,3"], "sets alpha, which is varied"),
+        (["causal", "--dtype", "foo"], "dtype is float32, bfloat16, float16 or auto"),
+        (["causal", "--seed", "-1"], "seed is a number of at least 0"),
+        (["causal", "--device", "cuda", "--device-map", "auto"], "device_map places the model; leave out device"),
         (["sweep", "--methods", "vcd", "--vary", "keep=1"], "vcd has none of the varied parameters keep"),
         (["causal", "--limit", "0"], "limit is a number of at least 1"),
     ],

@@ -6,10 +6,10 @@ import pytest
 
 from interp.evaluate import ObjectParser, chair, differences, intervals, pope, score_caption
 from interp.evaluate.alignment import sentences, token_ends, tokens_of
+from interp.evaluate.answers import says_yes
 from interp.evaluate.chair import rates, table
 from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import read_synonyms
-from interp.evaluate.pope import says_yes
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "chair"
 
@@ -149,9 +149,12 @@ def test_pope_reads_answers_the_customary_way(answer, yes):
 
 
 def test_pope_by_hand():
-    result = pope(["Yes.", "Yes.", "No.", "Perhaps."], [True, False, True, False])
+    answers, labels = ["Yes.", "Yes.", "No.", "Perhaps."], [True, False, True, False]
+    result = pope(answers, labels, "script")
     assert (result.accuracy, result.precision, result.recall, result.yes_ratio) == (25, pytest.approx(100 / 3), 50, 75)
-    assert result.unparsed == 1
+    result = pope(answers, labels)
+    assert (result.accuracy, result.precision, result.recall, result.yes_ratio) == (25, 50, 50, 50)
+    assert (result.unparsed, result.rules_differ) == (1, 1)
     with pytest.raises(ValueError, match="1 answers and 2 labels"):
         pope(["Yes."], [True, False])
 
@@ -204,8 +207,8 @@ def test_coco_truth_unites_instances_and_captions(tmp_path, parser):
         read_coco(tmp_path, "train", parser)
     instances["annotations"].append({"image_id": 8, "category_id": 3})
     (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(instances))
-    with pytest.raises(ValueError, match="lack 8"):
+    with pytest.raises(ValueError, match="entry 2: the image 8 that it refers to is not in the instances file"):
         read_coco(tmp_path, "val", parser)
     (tmp_path / "annotations" / "instances_val.json").write_text("[")
-    with pytest.raises(ValueError, match="cannot read COCO annotations"):
+    with pytest.raises(ValueError, match=r"instances_val.json: no JSON from column 2 on; expected COCO annotations"):
         read_coco(tmp_path, "val", parser)

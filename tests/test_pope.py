@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from configured import configured
 
 import interp
 from interp import cli
@@ -21,7 +22,7 @@ def lines(path) -> list[dict[str, Any]]:
 
 
 def test_answers_are_scored_and_a_cut_run_goes_on(tmp_path):
-    summary = run_pope(PopeConfig(**FEW, out=str(tmp_path / "run")))
+    summary = run_pope(configured(PopeConfig, **FEW, out=str(tmp_path / "run")))
     assert summary is not None
     rows = lines(tmp_path / "run" / "answers.jsonl")
     greedy = [r for r in rows if r["method"] == "greedy"]
@@ -30,13 +31,13 @@ def test_answers_are_scored_and_a_cut_run_goes_on(tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["m3id"]["mcnemar"]["p"] <= 1
     text = (tmp_path / "run" / "answers.jsonl").read_text()
     (tmp_path / "run" / "answers.jsonl").write_text(text[: len(text) // 2])
-    run_pope(PopeConfig(**FEW, out=str(tmp_path / "run")))
+    run_pope(configured(PopeConfig, **FEW, out=str(tmp_path / "run")))
     assert lines(tmp_path / "run" / "answers.jsonl") == rows
 
 
 def test_answers_from_logits_agree_with_those_from_texts(tmp_path):
-    by_text = run_pope(PopeConfig(**FEW, out=str(tmp_path / "text")))
-    by_logits = run_pope(PopeConfig(**FEW, from_logits=True, out=str(tmp_path / "logits")))
+    by_text = run_pope(configured(PopeConfig, **FEW, out=str(tmp_path / "text")))
+    by_logits = run_pope(configured(PopeConfig, **FEW, from_logits=True, out=str(tmp_path / "logits")))
     assert by_text is not None
     assert by_logits is not None
     for name in ("greedy", "m3id"):
@@ -64,12 +65,31 @@ def test_questions_of_a_file(tmp_path, capsys):
     assert all(known[r["question_id"]] == r["answer"] for r in torn)
 
 
+def test_ids_choose_the_images_that_are_asked_about(tmp_path):
+    """Of the testbed's by number, of a question file's by file name or by the number in it."""
+    (tmp_path / "ids.txt").write_text("7\n3\n")
+    few: Any = {"methods": "greedy", "ids": str(tmp_path / "ids.txt")}
+    run_pope(configured(PopeConfig, **few, out=str(tmp_path / "scenes")))
+    assert {r["image"] for r in lines(tmp_path / "scenes" / "answers.jsonl")} == {"3", "7"}
+    export(tmp_path / "coco", "broken", "test", 8)
+    asked: Any = {"questions": str(tmp_path / "coco" / "pope_adversarial.json"), "images": str(tmp_path / "coco/test")}
+    run_pope(configured(PopeConfig, **few, **asked, out=str(tmp_path / "file")))
+    answers = lines(tmp_path / "file" / "answers.jsonl")
+    assert {r["image"] for r in answers} == {"test_000003.png", "test_000007.png"}
+    again = few | {"ids": str(tmp_path / "file" / "manifest.json")}
+    run_pope(configured(PopeConfig, **again, **asked, out=str(tmp_path / "again")))
+    assert lines(tmp_path / "again" / "answers.jsonl") == answers
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--task", "pope", "--questions", "q.json"], "expected both --questions and --images"),
         (["--task", "pope", "--data", "coco:/data"], "has no questions of its own"),
         (["--from-logits"], "belong to --task pope"),
+        (["--task", "pope", "--top-k", "2"], "belong to --task captions"),
+        (["--task", "pope", "--prompt", "What?"], "belongs to --task captions"),
+        (["--task", "pope", "--questions", "q", "--images", "d", "--split", "dev"], "leave out --data and --split"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(arguments, message, capsys):
@@ -80,7 +100,11 @@ def test_wrong_settings_are_told_in_one_line(arguments, message, capsys):
 
 
 def test_a_run_as_tables(tmp_path):
-    run_study(StudyConfig(limit=3, max_new_tokens=40, methods="greedy,beams:num_beams=2", out=str(tmp_path / "run")))
+    run_study(
+        configured(
+            StudyConfig, limit=3, max_new_tokens=40, methods="greedy,beams:num_beams=2", out=str(tmp_path / "run")
+        )
+    )
     tables = interp.read_run(tmp_path / "run")
     assert len(tables.captions) == 6
     assert set(tables.captions["method"]) == {"greedy", "beams:num_beams=2"}
@@ -96,3 +120,13 @@ def test_a_run_as_tables(tmp_path):
     assert (tmp_path / "run" / "captions.jsonl").read_text().endswith('{"image_id": ')
     with pytest.raises(ValueError, match="holds no run"):
         interp.read_run(tmp_path)
+    summary = (tmp_path / "run" / "summary.json").read_text()
+    (tmp_path / "run" / "summary.json").write_text(summary[: len(summary) // 2])
+    with pytest.raises(ValueError, match=r"summary.json is no summary of interp study, or only half of one; remove"):
+        interp.read_run(tmp_path / "run")
+
+
+def test_a_pope_run_is_no_study(tmp_path):
+    run_pope(configured(PopeConfig, limit=1, methods="greedy", out=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"holds a run of another kind \(pope\)"):
+        interp.read_run(tmp_path / "run")

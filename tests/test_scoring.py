@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import json
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from hypothesis import strategies as st
 from interp import cli
 from interp.evaluate import ObjectParser, pope
 from interp.evaluate.amber import AmberImage, amber, amber_parser, counts
+from interp.evaluate.answers import understood
 from interp.evaluate.bootstrap import mcnemar
 from interp.evaluate.coco import read_coco
 from interp.evaluate.files import Question, asked_object, read_captions, read_questions, read_truth
 from interp.evaluate.objects import read_synonyms
-from interp.evaluate.pope import says_yes
-from interp.evaluate.scoring import score_chair, score_opope, score_pope
+from interp.evaluate.scoring import score_amber, score_chair, score_opope, score_pope
 from interp.testbed.export import export
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -108,7 +110,7 @@ def test_mistakes_in_captions_are_told(lines, message, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot read the ground truth"),
+        ("{", "truth.json: no JSON from line 2, column 1 on; expected one JSON object"),
         ("[]", "expected one JSON object"),
         ('{"a": ["dog"]}', "expected an image id"),
         ('{"1": "dog"}', "expected an image id and a list"),
@@ -138,7 +140,8 @@ def test_pope_counts_missing_and_unparsed_answers(tmp_path, capsys):
     assert found["n"] == 5
     assert (found["missing"], found["unparsed"]) == (1, 1)
     assert found["accuracy"] == pytest.approx(40)  # 1 and 4 are right; a missing answer is not
-    assert found["precision"] == pytest.approx(50)
+    assert found["precision"] == pytest.approx(100)
+    assert score_pope(said, asked, rule="script").values["precision"] == pytest.approx(50)  # "Perhaps." is its yes
     assert found["recall"] == pytest.approx(100 / 3)
     cli.main(["pope", str(said), str(said), "--questions", str(asked), str(asked)])
     assert "mean of 2 files" in capsys.readouterr().out
@@ -191,6 +194,173 @@ def test_amber_by_hand(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["amber", str(write(tmp_path / "t.json", [{"id": 9, "response": "x"}])), "--annotations", str(notes)])
     assert "without ground truth (9)" in capsys.readouterr().err
+
+
+AMBER_ITEM = {"id": 1, "type": "generative", "truth": ["dog"], "hallu": []}
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([AMBER_ITEM, AMBER_ITEM], "item 2: expected an id that is a number and stands there once, got 1"),
+        ([AMBER_ITEM | {"id": None}], "item 1: expected an object with 'id'"),
+        ([AMBER_ITEM | {"id": "3.7"}], "item 1: expected an id that is a number"),
+        ([AMBER_ITEM | {"truth": [None]}], "item 1, 'truth': expected a list of words"),
+        ([AMBER_ITEM | {"hallu": [["dog"]]}], "item 1, 'hallu': expected a list of words"),
+        ([AMBER_ITEM | {"truth": []}], "no generative item with an object"),
+        ([[AMBER_ITEM]], "item 1: expected an object"),
+        ({}, "a list of items"),
+        ("", "notes.json: no JSON from line 2, column 1 on; expected AMBER's annotations"),
+        ("[" * 100_000, "notes.json: JSON nested too deep"),
+    ],
+)
+def test_mistakes_in_ambers_annotations_are_told(items, message, tmp_path):
+    told = write(tmp_path / "told.json", [{"id": 1, "response": "A dog."}])
+    with pytest.raises(ValueError, match=message):
+        score_amber(told, write(tmp_path / "notes.json", items))
+
+
+def test_mistakes_in_responses_and_associations_are_told(tmp_path):
+    notes = write(tmp_path / "notes.json", [AMBER_ITEM])
+    for content, message in (
+        ('{"id": 1, "response": "a"}\n{"id": 1, "response": "b"}', "line 2: id 1 stands there twice"),
+        ('{"id": 1, "response": "a"}\n{"id": 2', "line 2: no JSON from column 9 on; expected one object a line"),
+        ("[]", "holds no response"),
+        ("[null]", "item 1: expected an object with 'id'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_amber(write(tmp_path / "told.json", content), notes)
+    told = write(tmp_path / "told.json", [{"id": 1, "response": "A dog."}])
+    for content, message in (("[]", "expected AMBER's relation.json"), ('{"dog": [3]}', "'dog': expected a list")):
+        with pytest.raises(ValueError, match=message):
+            score_amber(told, notes, write(tmp_path / "relation.json", content))
+
+
+def coco(folder: Path, *, split: str = "val", **changed: Any) -> Path:
+    """A COCO folder with two images; `changed` lists take the place of its own."""
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "2.png"}],
+        "annotations": [{"image_id": 1, "category_id": 3}],
+        "categories": [{"id": 3, "name": "dog"}],
+    }
+    write(folder / "annotations" / f"instances_{split}.json", content | changed)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": [{"id": 1, "file_name": "1.png"}] * 2}, "images, entry 2: id 1 stands there twice"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]}, "categories, entry 2: id 3 stands"),
+        ({"images": [{"id": None, "file_name": "1.png"}]}, r"images, entry 1: expected an object with 'id' \(int\)"),
+        ({"images": [{"id": 1, "file_name": "1.png"}, {"id": "b", "file_name": "2.png"}]}, "images, entry 2: expected"),
+        ({"images": [{"id": 1, "file_name": "../1.png"}]}, "'../1.png' leads out of its folder"),
+        ({"images": [{"id": 1, "file_name": "/etc/1.png"}]}, "'/etc/1.png' leads out of its folder"),
+        ({"images": [{"id": 1, "file_name": "C:\\1.png"}]}, "leads out of its folder"),
+        ({"images": []}, "lists no image"),
+        ({"images": None}, "has no list 'images'"),
+        ({"annotations": [None]}, "annotations, entry 1: expected an object"),
+        ({"annotations": [{"image_id": 9, "category_id": 3}]}, "the image 9 that it refers to is not in the instances"),
+        ({"annotations": [{"image_id": 1, "category_id": [3]}]}, "entry 1: expected an object with 'category_id'"),
+    ],
+)
+def test_mistakes_in_coco_annotations_are_told(changed, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_coco(coco(tmp_path, **changed), "val", PARSER)
+
+
+def test_a_truth_that_names_an_image_twice_is_refused(tmp_path):
+    for content, message in (
+        ('{"1": ["dog"], "1": ["cat"]}', "'1' stands there twice"),
+        ('{"1": ["dog"], "01": ["cat"]}', r"image 1 stands there twice \(once as '01'\)"),
+        ('{"\u0661": ["dog"]}', "expected an image id"),
+        ('{"1": [["dog"]]}', r"image 1 has \[\['dog'\]\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_truth(write(tmp_path / "truth.json", content), PARSER)
+
+
+def test_byte_order_marks_and_line_separators_are_read(tmp_path):
+    text = json.dumps({"image_id": 1, "caption": "A dog.\N{LINE SEPARATOR}A cat."}, ensure_ascii=False)
+    (tmp_path / "told.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "truth.json").write_bytes(b'\xef\xbb\xbf{"1": ["dog"]}')
+    assert score_chair(tmp_path / "told.jsonl", truth=tmp_path / "truth.json").values["chair_i"] == 50
+    row = json.dumps({"id": 1, "response": "A dog.\N{LINE SEPARATOR}A cat."}, ensure_ascii=False)
+    (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + row.encode())
+    scores = score_amber(tmp_path / "r.jsonl", write(tmp_path / "notes.json", [AMBER_ITEM]))
+    assert scores.values["cover"] == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe{", "byte 0 is no UTF-8"),
+        (b"[" * 100_000, "line 1: JSON nested too deep"),
+        (b"9" * 5000, "line 1: JSON with a number that is too long"),
+        (b"null\n", "line 1: expected an object with 'image_id'"),
+    ],
+)
+def test_no_file_leaks_the_words_of_python(content, message, tmp_path):
+    path = tmp_path / "told.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as told:
+        read_captions(path)
+    assert "Expecting" not in str(told.value)
+    assert "codec" not in str(told.value)
+
+
+def test_captions_that_say_nothing_to_the_parser_are_noted(tmp_path, capsys):
+    told = write(
+        tmp_path / "told.jsonl",
+        {"image_id": 1, "caption": "A dog."},
+        {"image_id": 2, "caption": "Собака на лугу."},
+        {"image_id": 3, "caption": "Lovely."},
+    )
+    truth = write(tmp_path / "truth.json", {"1": ["dog"], "2": ["dog"], "3": []})
+    cli.main(["chair", str(told), "--truth", str(truth)])
+    printed = capsys.readouterr().out
+    assert "note: 2 of 3 captions name no object that the parser knows" in printed
+    assert "note: 1 of 3 captions are in another script" in printed
+    cli.main(["chair", str(told), "--truth", str(truth), "--json"])
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 2
+
+
+def test_details_never_take_the_place_of_an_input(tmp_path, capsys):
+    told = write(tmp_path / "told.jsonl", {"image_id": 1, "caption": "A dog."})
+    truth = write(tmp_path / "truth.json", {"1": ["dog"]})
+    (tmp_path / "link.jsonl").symlink_to(told)
+    before = told.read_text(), truth.read_text()
+    for details in (told, truth, tmp_path / "link.jsonl", tmp_path / "." / "told.jsonl"):
+        with pytest.raises(SystemExit):
+            cli.main(["chair", str(told), "--truth", str(truth), "--details", str(details)])
+        assert "would overwrite what is read" in capsys.readouterr().err
+    assert (told.read_text(), truth.read_text()) == before
+
+
+def test_a_cache_that_was_damaged_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = write(tmp_path / "told.jsonl", {"image_id": 1, "caption": "A dog."})
+    before = score_chair(told, coco=coco(tmp_path / "coco")).values
+    (cached,) = (tmp_path / "cache" / "interp").iterdir()
+    whole = cached.read_text()
+    for damage in ("", whole[: len(whole) // 2], "[]", "null", '{"1": 3}', '{"1": [3]}', "[" * 100_000):
+        cached.write_text(damage)
+        assert score_chair(told, coco=tmp_path / "coco").values == before
+        assert cached.read_text() == whole
+
+
+def test_what_a_question_asks_about_is_found_in_linear_time():
+    start = time.process_time()
+    with pytest.raises(ValueError, match="names no object"):
+        asked_object(Question(1, "1.jpg", "is there a " * 20_000, True), PARSER)
+    assert time.process_time() - start < 5
+
+
+def test_questions_name_images_inside_their_folder(tmp_path):
+    rows = [question(1, "yes") | {"image": "../1.jpg"}]
+    with pytest.raises(ValueError, match=r"line 1: the file name '../1.jpg' leads out of its folder"):
+        read_questions(write(tmp_path / "q.json", *rows))
 
 
 def test_mcnemar_by_hand():
@@ -269,7 +439,7 @@ def test_pope_stays_in_its_bounds(pairs):
     answers, labels = zip(*pairs, strict=True)
     found = pope(answers, labels)
     assert 0 <= found.accuracy <= 100
-    right = sum(a is not None and says_yes(a) == y for a, y in pairs)
+    right = sum(a is not None and understood(a) == y for a, y in pairs)
     assert found.accuracy == pytest.approx(100 * right / len(pairs))
     assert found.missing == sum(a is None for a in answers)
     assert found.unparsed == sum(a is not None and not re.search("yes|no", a, re.IGNORECASE) for a in answers)

@@ -9,19 +9,23 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from interp.cli.testbed import SCENES
 from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import ObjectParser
 from interp.models import load
 from interp.testbed import WEIGHTS
-from interp.testbed.batches import Batch, Sampler
+from interp.testbed.batches import Batch, Pool, Sampler, testbed_layout
 from interp.testbed.build import build_processor
 from interp.testbed.card import write_card
+from interp.testbed.dose import draw_doses, examine_dose, follow
 from interp.testbed.draw import draw, owners
 from interp.testbed.export import contact_sheet, export
 from interp.testbed.language import article, ask_presence, caption, questions, read
+from interp.testbed.prior import PriorRecipe, at_dose, kept_doses, train_prior
 from interp.testbed.score import describe, examine, habit, judge, pope_questions
+from interp.testbed.steps import LanguageTask, Run, Schedule
 from interp.testbed.tower import PATCH, pixels, train_tower
-from interp.testbed.train import RECIPES, LanguageTask, Recipe, Run, train
+from interp.testbed.train import RECIPES, Recipe, train
 from interp.testbed.world import ANCHOR_OF, CATEGORIES, PARTNER_OF, Scene, Thing, scene
 
 
@@ -53,6 +57,14 @@ def test_a_fifth_of_training_partners_is_hidden_and_nothing_else():
     assert np.mean([t.hidden for t in things if t.category in ANCHOR_OF]) == pytest.approx(0.2, abs=0.03)
     assert not any(t.hidden for t in things if t.category not in ANCHOR_OF)
     assert not any(t.hidden for s in scenes("biased", 200) for t in s.things)
+
+
+def test_faint_scenes_hide_every_partner_and_nothing_else():
+    some = scenes("faint", 200)
+    for s in some:
+        assert all(t.hidden == (t.category in ANCHOR_OF) for t in s.things)
+    beside = [PARTNER_OF[c] in s.categories for s in some for c in s.categories if c in PARTNER_OF]
+    assert np.mean(beside) == pytest.approx(0.93, abs=0.05)
 
 
 def test_scenes_are_the_same_for_the_same_index_and_differ_between_splits():
@@ -194,9 +206,12 @@ def test_a_branch_of_a_training_batch_is_what_the_model_meets_in_use(random_mode
     picture = draw(s)
     with torch.no_grad():
         hidden = hf.model.vision_tower(pixel_values=pixels(torch.from_numpy(picture)[None]), output_hidden_states=True)
-        sampler = Sampler(random_model.processor, hidden.hidden_states[-2][:, 1:].numpy(), batch=1, seed=0)
+        pool = Pool(hidden.hidden_states[-2][:, 1:].numpy(), (("train", 1),), seed=0)
+        layout = testbed_layout(tokenizer)
+        sampler = Sampler(tokenizer, pool, layout, batch=1, seed=0)
         batch = next(b for b in map(sampler, range(40)) if (b.position[0, 65:] == 1).any())  # one has a blind branch
-        got = LanguageTask(hf)(batch.features, batch.text, batch.position, batch.visible)[0]
+        task = LanguageTask(hf, layout)
+        got = task.head(task(batch.features, batch.text, batch.position, batch.visible))[0]
     ends = [i for i, token in enumerate(batch.text[0].tolist()) if token == tokenizer.eos_token_id]
     blind = 0
     for start, end in zip([0, *(e + 1 for e in ends)], ends, strict=False):
@@ -214,11 +229,13 @@ def test_a_branch_of_a_training_batch_is_what_the_model_meets_in_use(random_mode
 
 
 def test_a_batch_depends_on_its_step_only(random_model):
-    features = np.zeros((10, 64, 128), dtype=np.float16)
-    first, again = (Sampler(random_model.processor, features, batch=2, seed=3)(5) for _ in range(2))
+    pool = Pool(np.zeros((10, 64, 128), dtype=np.float16), (("train", 6), ("unbiased", 4)), seed=0)
+    layout = testbed_layout(random_model.tokenizer)
+    first, again = (Sampler(random_model.tokenizer, pool, layout, batch=2, seed=3)(5) for _ in range(2))
     assert torch.equal(first.text, again.text)
     assert torch.equal(first.weight, again.weight)
-    assert not torch.equal(first.text, Sampler(random_model.processor, features, batch=2, seed=4)(5).text)
+    assert not torch.equal(first.text, Sampler(random_model.tokenizer, pool, layout, batch=2, seed=4)(5).text)
+    assert pool.scene(6) == scene.__wrapped__("unbiased", "train", 0)
 
 
 TINY = Recipe(layers=1, heads=2, width=32, steps=6, batch=2, warmup=1, sink=True, sink_steps=4)
@@ -294,6 +311,7 @@ def test_judging_captions_by_hand():
     assert (result.grammatical, result.colour, result.place) == (50, 100, 0)
     causes = habit([text], [s], parser)
     assert (causes.partner_share, causes.with_anchor, causes.without_anchor, causes.n_hallucinated) == (100, 1, 0, 1)
+    assert causes.partner_named == 0
 
 
 def test_export_is_a_coco_folder_with_the_same_truth(tmp_path):
@@ -308,8 +326,86 @@ def test_export_is_a_coco_folder_with_the_same_truth(tmp_path):
 
 
 def test_contact_sheet_has_a_row_for_each_kind():
-    assert contact_sheet(columns=2, scale=1).size == (192, 4 * (96 + 18))
+    assert contact_sheet(columns=2, scale=1).size == (192, 5 * (96 + 18))
 
 
 def test_recipes_are_the_bundled_models():
-    assert {p.name for p in WEIGHTS.iterdir() if p.is_dir()} == set(RECIPES)
+    assert {p.name for p in WEIGHTS.iterdir() if p.is_dir()} == set(SCENES)
+    assert set(RECIPES) < set(SCENES)
+
+
+TINY_PRIOR = PriorRecipe(
+    layers=1,
+    heads=2,
+    width=32,
+    text=Schedule(steps=2, batch=2, warmup=1, autocast=False, head_dropout=0.5),
+    tuning=Schedule(steps=4, batch=2, warmup=1, autocast=False, head_dropout=0.5),
+    warm_start_steps=2,
+    dose=2,
+)
+
+
+def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monkeypatch):
+    """Interrupted in the text and again in the visual tuning it ends with the weights of an unbroken run."""
+    run = replace(TINY_RUN, scenes=8)
+    whole = load(str(train_prior(tmp_path / "whole", "tiny", TINY_PRIOR, run)))
+    draw_batch, interruptions = Sampler.__call__, [(TextSampler, 1), (Sampler, 3)]
+
+    def interrupted(self: Sampler, step: int) -> Batch:
+        if interruptions and (type(self), step) == interruptions[0]:
+            interruptions.pop(0)
+            raise KeyboardInterrupt
+        return draw_batch(self, step)
+
+    monkeypatch.setattr(Sampler, "__call__", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_prior(tmp_path / "parts", "tiny", TINY_PRIOR, run)
+    resumed = load(str(train_prior(tmp_path / "parts", "tiny", TINY_PRIOR, run)))
+    for a, b in zip(whole.hf.parameters(), resumed.hf.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert kept_doses(tmp_path / "whole", "tiny") == [0, 1, 2, 3, 4]
+    last = at_dose(tmp_path / "whole", "tiny", whole.processor, TINY_PRIOR, 4)
+    assert not torch.equal(last.lm_head.weight.bfloat16(), whole.hf.lm_head.weight.bfloat16())
+    with pytest.raises(ValueError, match=r"dose is a number of steps whose weights are kept .* got 5"):
+        replace(TINY_PRIOR, dose=5)
+    figures = examine_dose(last.float(), whole.processor, "dev", 2)
+    assert len(figures["probe_auroc"]) == 2
+    draw_doses([{"dose": 0} | figures, {"dose": 4} | figures], tmp_path / "dose.png")
+    assert (tmp_path / "dose.png").stat().st_size > 1000
+
+
+def test_a_text_batch_has_no_picture_and_only_captions(random_model):
+    tokenizer = random_model.tokenizer
+    batch = TextSampler(tokenizer, "train", testbed_layout(tokenizer), batch=2, seed=0)(0)
+    assert batch.features.shape == (2, 0, 128)
+    assert batch.visible.shape[-1] == 1 + batch.text.shape[1]
+    told = tokenizer.decode(batch.text[0]).split("</s>")[0].split(" ASSISTANT:")[1]
+    assert read(told)
+    assert batch.position[0, 1] == 1
+
+
+def test_what_a_word_follows_is_what_it_needs(monkeypatch):
+    """A word that needs the anchor in the text alone, in the picture alone, in both, in neither."""
+    things = (
+        Thing("dog", "red", 0, 0, 28.0, (0.0, 0.0), 0.0, False),
+        Thing("bird", "red", 1, 0, 28.0, (0.0, 0.0), 0.0, False),
+    )
+    s, text = Scene("park", things, 0), "A dog is on the left, and it is red. A frisbee is at the top, and it is red."
+
+    for needs, share in (("text", 100.0), ("picture", 100.0), ("both", 100.0), ("neither", 100.0)):
+
+        def surprise(model, processor, scenes, told, name, needs=needs):
+            assert (name, told[2]) == ("frisbee", "A bird is on the left, and it is red. A")
+            return np.array(
+                [
+                    0.0,
+                    ("dog" not in scenes[1].categories) * (needs in ("picture", "both")),
+                    ("dog" not in told[2]) * (needs in ("text", "both")),
+                ]
+            )
+
+        monkeypatch.setattr("interp.testbed.dose._surprise", surprise)
+        followed = follow(None, None, [text], [s])
+        assert getattr(followed, needs) == share
+        assert followed.n == 1

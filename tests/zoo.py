@@ -48,7 +48,7 @@ def tokenizer(**named: str) -> Any:
 def template(picture: str) -> str:
     """A chat template that puts a picture's placeholder where it stands in the turn."""
     return (
-        "{% for m in messages %}USER: {% for c in m['content'] %}"
+        "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else ' ASSISTANT: ' }}{% for c in m['content'] %}"
         "{% if c['type'] == 'image' %}" + picture + "{% else %}{{ c['text'] }}{% endif %}"
         "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
     )

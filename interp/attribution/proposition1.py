@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.interventions import head_directions
-from interp.models import LVLM, Inputs, read
+from interp.models import LVLM, Inputs, head_results, read
 
 
 @torch.no_grad()
@@ -23,7 +22,7 @@ def alignment(model: LVLM, inputs: Inputs, alpha: float = 2.0) -> Float[Tensor, 
     for layer in range(model.n_layers):
         norm = model.part(layer, model.family.mlp_norm)
         stream = (found["resid_pre"][:, layer, 0] + found["attn_out"][:, layer, 0])[:, None]
-        alone = head_directions(model, found["z"][:, layer, 0], layer)
+        alone = head_results(model, found["z"][:, layer, 0], layer)
         both = [norm(stream + (factor - 1) * alone) for factor in (1.0, alpha)]
         cosines.append(torch.stack([torch.cosine_similarity(z, norm(alone), dim=-1).float() for z in both]))
     return torch.stack(cosines, 2)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from interp.evaluate.scoring import Scores, score_amber, score_chair, score_opope, score_pope
+from interp.evaluate.answers import Rule
+from interp.evaluate.scoring import Scores, require_other, score_amber, score_chair, score_opope, score_pope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,11 @@ class _Shown:
         print(json.dumps(scores.as_json()) if self.json else scores)
         if self.details is not None:
             scores.write_details(Path(self.details))
+
+    def keep(self, *inputs: str | None) -> None:
+        """ValueError, before anything is scored, if the records would overwrite one of the inputs."""
+        if self.details is not None:
+            require_other(Path(self.details), [Path(name) for name in inputs if name is not None])
 
 
 def _path(text: str | None) -> Path | None:
@@ -50,6 +56,7 @@ class Chair(_Shown):
 
     def __call__(self) -> None:
         """Score."""
+        self.keep(self.captions, self.coco, self.truth, self.synonyms)
         where = {"coco": _path(self.coco), "truth": _path(self.truth), "synonyms": _path(self.synonyms)}
         options = {"split": self.split, "allow_empty": self.allow_empty, "seed": self.seed}
         self.show(score_chair(Path(self.captions), **where, **options))
@@ -63,22 +70,26 @@ class Pope(_Shown):
     """JSONL, {"question_id", "answer"} a line."""
     questions: tuple[str, ...]
     """JSONL, {"question_id", "image", "text", "label"} a line; as many files as of answers."""
+    rule: Rule = "reader"
+    """How answers are read: as a reader would, or by the rule of POPE's customary script."""
 
     def __call__(self) -> None:
         """Score."""
-        if len(self.answers) != len(self.questions):
+        self.keep(*self.answers, *self.questions)
+        if not self.answers or len(self.answers) != len(self.questions):
             raise ValueError(
-                f"expected a questions file for each file of answers, got {len(self.questions)} and {len(self.answers)}"
+                "expected at least one file of answers, and by --questions a questions file for each file of answers, "
+                f"got {len(self.answers)} and {len(self.questions)}"
             )
         found = [
-            score_pope(Path(answers), Path(questions), self.seed)
+            score_pope(Path(answers), Path(questions), self.seed, self.rule)
             for answers, questions in zip(self.answers, self.questions, strict=True)
         ]
         if len(found) == 1:
             self.show(found[0])
             return
         mean = {name: sum(s.values[name] for s in found) / len(found) for name in found[0].values}
-        counts = {name: sum(s.values[name] for s in found) for name in ("unparsed", "missing", "n")}
+        counts = {name: sum(s.values[name] for s in found) for name in ("unparsed", "rules_differ", "missing", "n")}
         if self.json:
             print(
                 json.dumps(dict(zip(self.answers, (s.as_json() for s in found), strict=True)) | {"mean": mean | counts})
@@ -104,6 +115,7 @@ class Opope(_Shown):
 
     def __call__(self) -> None:
         """Score."""
+        self.keep(self.captions, self.questions, self.synonyms)
         self.show(score_opope(Path(self.captions), Path(self.questions), _path(self.synonyms), self.seed))
 
 
@@ -120,5 +132,6 @@ class Amber(_Shown):
 
     def __call__(self) -> None:
         """Score."""
+        self.keep(self.responses, self.annotations, self.associations)
         others = _path(self.associations)
         self.show(score_amber(Path(self.responses), Path(self.annotations), others, self.seed))

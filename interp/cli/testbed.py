@@ -5,11 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from transformers import AutoProcessor
+
+from interp.folder import locked
 from interp.models import load
+from interp.models.smollm2 import converted_smollm2
+from interp.testbed import WEIGHTS
 from interp.testbed.card import write_card
+from interp.testbed.dose import draw_doses, examine_dose
 from interp.testbed.export import contact_sheet, export
+from interp.testbed.prior import PRIOR, at_dose, kept_doses, train_prior
 from interp.testbed.score import examine
-from interp.testbed.train import RECIPES, Run, train
+from interp.testbed.smollm2 import SMOLLM2, train_smollm2
+from interp.testbed.steps import Run
+from interp.testbed.train import RECIPES, train
 from interp.testbed.world import EVALUATION_SCENES, Kind, Split
 
 
@@ -20,41 +29,66 @@ def at_least_one(**values: int | None) -> None:
             raise ValueError(f"{name} is a number of at least 1, got {value}")
 
 
+SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 6000, "testbed-smollm2": 4800}
+"""The bundled models, and how many training scenes each was made from."""
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a testbed model, or go on with a training that was interrupted."""
 
     out: str = "runs/testbed"
     """Folder of pictures' features, checkpoints and the trained model."""
-    recipe: Literal["testbed", "testbed-sink"] = "testbed"
-    """Which of the two bundled models to train."""
+    recipe: Literal["testbed", "testbed-sink", "testbed-prior", "testbed-smollm2"] = "testbed"
+    """Which of the bundled models to train; the last two get the tower of `testbed`."""
     steps: int | None = None
-    """Steps of the language model; the recipe's if None."""
-    tower_steps: int = 5200
-    """Steps of the vision tower."""
-    scenes: int = 64_000
-    """Training scenes of the language model; the tower gets three quarters of that, without habits."""
+    """Steps on pictures; the recipe's if None."""
+    tower_steps: int | None = None
+    """Steps of the vision tower (5200 if None), for the recipes that train one."""
+    dose: int | None = None
+    """testbed-prior: the steps of visual tuning after which the model is taken; the recipe's if None."""
+    scenes: int | None = None
+    """Training scenes of the language model; the recipe's number if None.  The tower gets three quarters of it."""
     seed: int = 0
     """Seed of weights and data."""
     device: str = "cpu"
     """cpu, cuda, ..."""
     compile: bool = True
     """Whether to compile the models first."""
+    keep_checkpoints: bool = False
+    """Whether to keep the weights after 0, 1, 2, 3, 4, 6, 8, 12, 16, ... steps."""
 
     def __call__(self) -> None:
         """Train."""
-        at_least_one(steps=self.steps, tower_steps=self.tower_steps, scenes=self.scenes)
-        recipe = RECIPES[self.recipe] if self.steps is None else replace(RECIPES[self.recipe], steps=self.steps)
+        at_least_one(steps=self.steps, tower_steps=self.tower_steps, scenes=self.scenes, dose=self.dose)
+        if self.tower_steps is not None and self.recipe not in RECIPES:
+            raise ValueError(f"{self.recipe} gets the tower of the bundled testbed; tower_steps cannot act")
+        if self.dose is not None and self.recipe != "testbed-prior":
+            raise ValueError(f"a dose is taken of testbed-prior only, not of {self.recipe}")
+        scenes = self.scenes or SCENES[self.recipe]
         run = Run(
-            scenes=self.scenes,
-            tower_scenes=self.scenes * 3 // 4,
-            tower_steps=self.tower_steps,
+            scenes=scenes,
+            tower_scenes=scenes * 3 // 4,
+            tower_steps=self.tower_steps or 5200,
             seed=self.seed,
             device=self.device,
             compile=self.compile,
+            keep_checkpoints=self.keep_checkpoints,
         )
-        folder = train(Path(self.out), self.recipe, recipe, run)
+        with locked(Path(self.out)):
+            folder = self._train(Path(self.out), run)
         print(f"trained model: {folder}")
+
+    def _train(self, out: Path, run: Run) -> Path:
+        if self.recipe == "testbed-smollm2":
+            recipe = SMOLLM2 if self.steps is None else replace(SMOLLM2, steps=self.steps)
+            return train_smollm2(out, self.recipe, recipe, run, converted_smollm2())
+        if self.recipe == "testbed-prior":
+            tuning = PRIOR.tuning if self.steps is None else replace(PRIOR.tuning, steps=self.steps)
+            dose = self.dose or (PRIOR.dose if self.steps is None else self.steps)
+            return train_prior(out, self.recipe, replace(PRIOR, tuning=tuning, dose=dose), run)
+        recipe = RECIPES[self.recipe] if self.steps is None else replace(RECIPES[self.recipe], steps=self.steps)
+        return train(out, self.recipe, recipe, run)
 
 
 @dataclass(frozen=True)
@@ -67,6 +101,8 @@ class Evaluate:
     """dev for every choice, test for the card."""
     limit: int = EVALUATION_SCENES
     """Scenes of each kind."""
+    pope_scenes: int | None = None
+    """Scenes that questions are asked about; all of them if None."""
     out: str | None = None
     """File for the figures as JSON; printed if None."""
     card: bool = False
@@ -76,20 +112,55 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Measure."""
-        at_least_one(limit=self.limit)
+        at_least_one(limit=self.limit, pope_scenes=self.pope_scenes)
         model = load(self.model, device=self.device)
         if self.card:
-            folder = Path(model.hf.config.name_or_path)
+            folder = WEIGHTS / self.model if (WEIGHTS / self.model).is_dir() else Path(self.model)
             for split in ("dev", "test"):
-                figures = examine(model.hf, model.processor, split, self.limit)
+                figures = examine(model.hf, model.processor, split, self.limit, pope_scenes=self.pope_scenes)
                 (folder / f"{split}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             print(write_card(folder).read_text(encoding="utf-8"))
             return
-        text = json.dumps(examine(model.hf, model.processor, self.split, self.limit), indent=2)
+        text = json.dumps(
+            examine(model.hf, model.processor, self.split, self.limit, pope_scenes=self.pope_scenes), indent=2
+        )
         if self.out is None:
             print(text)
         else:
             Path(self.out).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Doses:
+    """Measure testbed-prior at every dose of visual tuning whose weights were kept, and draw the curve."""
+
+    run: str = "runs/testbed"
+    """Folder that `interp testbed train --recipe testbed-prior` worked in."""
+    out: str = "figures/dose"
+    """Folder for `dose.json` and `dose.png`; a dose that is there already is not measured again."""
+    split: Split = "dev"
+    """dev chooses the dose."""
+    limit: int = 100
+    """Scenes of each kind."""
+
+    def __call__(self) -> None:
+        """Measure and draw."""
+        at_least_one(limit=self.limit)
+        out = Path(self.out)
+        out.mkdir(parents=True, exist_ok=True)
+        path, settings = out / "dose.json", {"split": self.split, "scenes": self.limit}
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if any({key: row[key] for key in settings} != settings for row in rows):
+            raise ValueError(f"{path} was measured on other scenes than {settings}; choose another folder")
+        processor = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
+        doses = kept_doses(Path(self.run), "testbed-prior")
+        for dose in sorted(set(doses) - {row["dose"] for row in rows}, reverse=True):
+            model = at_dose(Path(self.run), "testbed-prior", processor, PRIOR, dose)
+            rows.append({"dose": dose} | examine_dose(model, processor, self.split, self.limit))
+            rows.sort(key=lambda row: row["dose"])
+            path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        draw_doses(rows, out / "dose.png")
+        print(f"{len(rows)} doses: {path}, {out / 'dose.png'}")
 
 
 @dataclass(frozen=True)

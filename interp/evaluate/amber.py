@@ -10,15 +10,16 @@ Deviation: the benchmark's script matches nouns by word vectors and an associati
 object parser, with the associations if their file is given.  Compare methods under the same script only.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from interp.evaluate.objects import ObjectParser
+from interp.evaluate.reading import image_number, read_json, read_lines, read_text, require_fields
 
 
 @dataclass(frozen=True)
@@ -42,37 +43,69 @@ class Amber:
 
 def read_amber(path: Path) -> dict[int, AmberImage]:
     """The generative items of AMBER's `annotations.json`, by id."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read AMBER's annotations {path}: {error}") from error
+    content = read_json(path, "AMBER's annotations.json, a list of items")
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected AMBER's annotations.json, a list of items")
-    found = {}
+    found: dict[int, AmberImage] = {}
     for number, item in enumerate(content, 1):
-        if not isinstance(item, dict) or "id" not in item or "type" not in item:
-            raise ValueError(f"{path}, item {number}: expected id and type, got {str(item)[:80]}")
+        place = f"{path}, item {number}"
+        require_fields(item, {"id": (int, str), "type": (str,)}, place)
         if item["type"] != "generative":
             continue
-        if not isinstance(item.get("truth"), list) or not isinstance(item.get("hallu"), list):
-            raise ValueError(f"{path}, item {number}: a generative item has lists 'truth' and 'hallu'")
-        lower = [frozenset(str(word).strip().lower() for word in item[key]) for key in ("truth", "hallu")]
-        found[int(item["id"])] = AmberImage(*lower)
+        image_id = image_number(item["id"])
+        if image_id is None or image_id in found:
+            raise ValueError(f"{place}: expected an id that is a number and stands there once, got {item['id']!r}")
+        found[image_id] = AmberImage(*(_words(item.get(key), f"{place}, {key!r}") for key in ("truth", "hallu")))
+    if not any(image.truth | image.hallucination for image in found.values()):
+        raise ValueError(f"{path} holds no generative item with an object")
+    return found
+
+
+def _words(value: Any, place: str) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
+        raise ValueError(f"{place}: expected a list of words, got {str(value)[:80]}")
+    return frozenset(word.strip().lower() for word in value)
+
+
+def read_associations(path: Path) -> dict[str, frozenset[str]]:
+    """AMBER's `relation.json`: a word, and the words that count as it."""
+    expected = "AMBER's relation.json, a word and the words that count as it"
+    content = read_json(path, expected, names_once=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected {expected}")
+    return {word: _words(others, f"{path}, {word!r}") for word, others in content.items()}
+
+
+def read_responses(path: Path) -> dict[int, str]:
+    """AMBER's responses by id, from JSONL or a JSON list of `{"id", "response"}`."""
+    kinds: dict[str, tuple[type, ...]] = {"id": (int,), "response": (str,)}
+    found: dict[int, str] = {}
+    if read_text(path).lstrip()[:1] == "[":
+        rows = enumerate(read_json(path, 'a list of {"id", "response"}'), 1)
+        name = "item"
+    else:
+        rows, name = read_lines(path, kinds), "line"
+    for number, row in rows:
+        place = f"{path}, {name} {number}"
+        require_fields(row, kinds, place)
+        if row["id"] in found:
+            raise ValueError(f"{place}: id {row['id']} stands there twice; keep one of them")
+        found[row["id"]] = row["response"]
     if not found:
-        raise ValueError(f"{path} holds no generative item")
+        raise ValueError(f'{path} holds no response; expected a list of {{"id", "response"}}')
     return found
 
 
 def amber_parser(
-    images: Mapping[int, AmberImage], associations: Mapping[str, Sequence[str]] | None = None
+    images: Mapping[int, AmberImage], associations: Mapping[str, Collection[str]] | None = None
 ) -> ObjectParser:
     """A parser of every annotated word; an association counts as its word unless it is annotated itself."""
     words = {word for image in images.values() for word in image.truth | image.hallucination}
     table = {word: word for word in sorted(words)}
     for word, others in (associations or {}).items():
         if word in words:
-            for other in others:
-                table.setdefault(str(other).strip().lower(), word)
+            for other in sorted(others):
+                table.setdefault(other, word)
     return ObjectParser(table)
 
 

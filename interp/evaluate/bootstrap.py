@@ -24,6 +24,8 @@ def _resampled(
     table: Float[np.ndarray, "image column"], resamples: int, seed: int
 ) -> Float[np.ndarray, "resample column"]:
     """Column sums of resampled images; the same seed draws the same images, so results are paired."""
+    if seed < 0:
+        raise ValueError(f"seed is a whole number of at least 0, got {seed}")
     n = len(table)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     return weights @ table

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from interp.evaluate.objects import ObjectParser
+from interp.evaluate.reading import read_json, require_fields, require_inside
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,36 @@ class CocoImage:
     truth: frozenset[str]
 
 
-def _read(path: Path, key: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read COCO annotations from {path}: {error}") from error
-    if not isinstance(content, dict) or key not in content:
-        raise ValueError(f"{path} is not a COCO annotation file: expected a JSON object with {key!r}")
-    return content
+_ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int,), "file_name": (str,)},
+    "categories": {"id": (int,), "name": (str,)},
+    "annotations": {"image_id": (int,), "category_id": (int,)},
+}
+"""What each entry of a list has, in an instances file."""
+
+
+def _read(path: Path, lists: Mapping[str, Mapping[str, tuple[type, ...]]]) -> dict[str, list[dict[str, Any]]]:
+    """The lists of a COCO file, every entry with its fields."""
+    expected = f"COCO annotations, an object with the lists {', '.join(lists)}"
+    content = read_json(path, expected)
+    for name, fields in lists.items():
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError(f"{path} is not a COCO annotation file: it has no list {name!r}; expected {expected}")
+        for number, entry in enumerate(entries, 1):
+            require_fields(entry, fields, f"{path}, {name}, entry {number}")
+    return {name: content[name] for name in lists}
+
+
+def _by_id(entries: Sequence[dict[str, Any]], path: Path, name: str) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for number, entry in enumerate(entries, 1):
+        if entry["id"] in found:
+            raise ValueError(
+                f"{path}, {name}, entry {number}: id {entry['id']} stands there twice; keep one of the two"
+            )
+        found[entry["id"]] = entry
+    return found
 
 
 def find_split(folder: Path, split: str | None) -> str:
@@ -49,32 +72,38 @@ def read_coco(folder: Path, split: str | None, parser: ObjectParser) -> Mapping[
     (Rohrbach et al. 2018, section 3), if `captions_SPLIT.json` is there.
     """
     split = find_split(folder, split)
-    try:
-        return _truth(folder, split, parser)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"the annotations of {split} in {folder / 'annotations'} lack {error}: an image or category id that an "
-            "annotation refers to, or a field of the COCO format; the files of a split must belong together"
-        ) from error
-
-
-def _truth(folder: Path, split: str, parser: ObjectParser) -> Mapping[int, CocoImage]:
-    instances = _read(folder / "annotations" / f"instances_{split}.json", "annotations")
-    names = {c["id"]: c["name"] for c in instances["categories"]}
-    unknown = sorted(set(names.values()) - set(parser.categories))
+    path = folder / "annotations" / f"instances_{split}.json"
+    instances = _read(path, _ENTRIES)
+    images, categories = (_by_id(instances[name], path, name) for name in ("images", "categories"))
+    if not images:
+        raise ValueError(f"{path} lists no image")
+    unknown = sorted({c["name"] for c in categories.values()} - set(parser.categories))
     if unknown:
-        raise ValueError(f"the instances of {split} have categories that are not among the parser's: {unknown}")
-    truth: dict[int, set[str]] = {image["id"]: set() for image in instances["images"]}
-    for annotation in instances["annotations"]:
-        truth[annotation["image_id"]].add(names[annotation["category_id"]])
-    captions = folder / "annotations" / f"captions_{split}.json"
-    if captions.exists():
-        for annotation in _read(captions, "annotations")["annotations"]:
-            truth[annotation["image_id"]] |= parser.objects([annotation["caption"]])
-    return {
-        image["id"]: CocoImage(folder / split / image["file_name"], frozenset(truth[image["id"]]))
-        for image in instances["images"]
-    }
+        raise ValueError(f"{path}: it has categories that are not among the parser's: {str(unknown)[:300]}")
+    truth: dict[int, set[str]] = {image_id: set() for image_id in images}
+    for number, annotation in enumerate(instances["annotations"], 1):
+        place = f"{path}, annotations, entry {number}"
+        category = _known(categories, annotation["category_id"], "category", place)
+        truth[_known(images, annotation["image_id"], "image", place)["id"]].add(category["name"])
+    told = folder / "annotations" / f"captions_{split}.json"
+    if told.exists():
+        captions = _read(told, {"annotations": {"image_id": (int,), "caption": (str,)}})["annotations"]
+        for number, annotation in enumerate(captions, 1):
+            place = f"{told}, annotations, entry {number}"
+            image = _known(images, annotation["image_id"], "image", place)
+            truth[image["id"]] |= parser.objects([annotation["caption"]])
+    for number, image in enumerate(instances["images"], 1):
+        require_inside(image["file_name"], f"{path}, images, entry {number}")
+    return {i: CocoImage(folder / split / image["file_name"], frozenset(truth[i])) for i, image in images.items()}
+
+
+def _known(entries: Mapping[int, dict[str, Any]], wanted: int, kind: str, place: str) -> dict[str, Any]:
+    if wanted not in entries:
+        raise ValueError(
+            f"{place}: the {kind} {wanted} that it refers to is not in the instances file; the files of a split must "
+            "belong together"
+        )
+    return entries[wanted]
 
 
 def read_truth_cached(folder: Path, split: str | None, parser: ObjectParser) -> dict[int, frozenset[str]]:
@@ -86,11 +115,12 @@ def read_truth_cached(folder: Path, split: str | None, parser: ObjectParser) -> 
     digest = sha256(parser.signature.encode())
     for kind in ("instances", "captions"):
         path = folder / "annotations" / f"{kind}_{split}.json"
-        digest.update(path.read_bytes() if path.exists() else b"-")
+        digest.update(path.read_bytes() if path.is_file() else b"-")
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "interp"
     cache = place / f"coco-{digest.hexdigest()[:16]}.json"
-    if cache.exists():
-        return {int(i): frozenset(names) for i, names in json.loads(cache.read_text(encoding="utf-8")).items()}
+    known = _cached(cache)
+    if known is not None:
+        return known
     truth = {image_id: image.truth for image_id, image in read_coco(folder, split, parser).items()}
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -100,3 +130,12 @@ def read_truth_cached(folder: Path, split: str | None, parser: ObjectParser) -> 
     except OSError:
         return truth  # a read-only home costs time, not results
     return truth
+
+
+def _cached(path: Path) -> dict[int, frozenset[str]] | None:
+    """What the cache holds; None where there is none, or where it is not as it was written: it is made anew then."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {int(i): frozenset(map(str.lower, names)) for i, names in content.items()} or None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return None

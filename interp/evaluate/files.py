@@ -1,15 +1,16 @@
 """Reading the files that people score; an error names file, line and remedy."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from interp.evaluate.objects import ObjectParser
+from interp.evaluate.reading import image_number, read_json, read_lines, require_inside
 
-_OBJECT = re.compile(r"\bis there (?:an? )?(.+?) in (?:the|this) (?:image|picture|photo)", re.IGNORECASE)
+_ASKS = re.compile(r"\bis there (?:an? )?", re.IGNORECASE)
+_ENDS = re.compile(r" in (?:the|this) (?:image|picture|photo)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -27,35 +28,7 @@ class Question:
         digits = re.findall(r"\d+", Path(self.image).stem)
         if not digits:
             raise ValueError(f"question {self.question_id}: the file name {self.image!r} holds no image id")
-        return int(digits[-1])
-
-
-def read_lines(path: Path, fields: Mapping[str, tuple[type, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file with their line numbers, from 1; each must have the fields, of these types."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    found = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path}, line {number}: no JSON ({error}); expected one object a line. "
-                "Remove the line (the last one of an interrupted run may be torn) or write it again"
-            ) from error
-        for name, kinds in fields.items():
-            value = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                wanted = " or ".join(kind.__name__ for kind in kinds)
-                raise ValueError(f"{path}, line {number}: expected an object with {name!r} ({wanted}), got {line[:80]}")
-        found += 1
-        yield number, row
-    if not found:
-        raise ValueError(f"{path} is empty; expected one JSON object a line with {', '.join(fields)}")
+        return int(digits[-1][-18:])
 
 
 def _once(seen: dict[Any, int], key: Any, path: Path, number: int, name: str) -> None:
@@ -83,24 +56,25 @@ def read_captions(path: Path, allow_empty: bool = False) -> dict[int, str]:
 
 
 def read_truth(path: Path, parser: ObjectParser) -> dict[int, frozenset[str]]:
-    """Ground truth from JSON `{"image_id": ["object", ...]}`; objects may be synonyms of the parser's categories."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the ground truth {path}: {error}") from error
+    """Ground truth from JSON `{"image_id": ["object", ...]}`; objects are the parser's categories."""
+    expected = 'one JSON object, {"image_id": ["object", ...]}'
+    content = read_json(path, expected, names_once=True)
     if not isinstance(content, dict) or not content:
-        raise ValueError(f'{path}: expected one JSON object, {{"image_id": ["object", ...]}}')
-    truth = {}
+        raise ValueError(f"{path}: expected {expected}")
+    truth: dict[int, frozenset[str]] = {}
     for key, objects in content.items():
-        if not re.fullmatch(r"\d+", key) or not isinstance(objects, list):
+        number = image_number(key)
+        if number is None or not isinstance(objects, list):
             raise ValueError(f"{path}: expected an image id and a list of objects, got {key!r}: {str(objects)[:60]}")
+        if number in truth:
+            raise ValueError(f"{path}: image {number} stands there twice (once as {key!r}); keep one of the two")
         unknown = [o for o in objects if o not in parser.categories]
         if unknown:
             raise ValueError(
-                f"{path}: image {key} has {unknown}, which are not among the {len(parser.categories)} categories; "
-                "use the categories' names, or pass the synonyms file that belongs to this ground truth"
+                f"{path}: image {key} has {str(unknown)[:200]}, which are not among the {len(parser.categories)} "
+                "categories; use their names, or pass the synonyms file that belongs to this ground truth"
             )
-        truth[int(key)] = frozenset(objects)
+        truth[number] = frozenset(objects)
     return truth
 
 
@@ -124,6 +98,7 @@ def read_questions(path: Path) -> list[Question]:
         label = row["label"].strip().lower()
         if label not in ("yes", "no"):
             raise ValueError(f"{path}, line {number}: a label is yes or no, got {row['label']!r}")
+        require_inside(row["image"], f"{path}, line {number}")
         questions.append(Question(row["question_id"], row["image"], row["text"], label == "yes"))
     return questions
 
@@ -149,11 +124,20 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[str | None]:
 
 def asked_object(question: Question, parser: ObjectParser) -> str:
     """The category a question asks about; ValueError if it names none or several."""
-    found = _OBJECT.search(question.text)
-    named = {m.category for m in parser.mentions(found[1] if found else question.text)}
+    named = {m.category for m in parser.mentions(_asked_about(question.text))}
     if len(named) != 1:
         raise ValueError(
-            f"question {question.question_id} ({question.text!r}) names {sorted(named) or 'no object'}; "
+            f"question {question.question_id} ({question.text[:200]!r}) names {sorted(named) or 'no object'}; "
             "expected one category, as in: Is there a snowboard in the image?"
         )
     return named.pop()
+
+
+def _asked_about(text: str) -> str:
+    """What stands between "is there a" and "in the image", in one line; the whole text if there is no such question."""
+    for line in text.split("\n"):
+        begins = _ASKS.search(line)
+        ends = begins and _ENDS.search(line, begins.end() + 1)
+        if begins and ends:
+            return line[begins.end() : ends.start()]
+    return text

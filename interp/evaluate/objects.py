@@ -10,6 +10,8 @@ from pathlib import Path
 
 import inflect
 
+from interp.evaluate.reading import read_text
+
 COCO_SYNONYMS = files("interp.evaluate") / "synonyms.txt"
 _WORD = re.compile(r"[a-z0-9]+", re.IGNORECASE)  # "man's" is "man" and "s"
 _ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"]
@@ -28,9 +30,11 @@ class Mention:
 def read_synonyms(text: str) -> dict[str, str]:
     """Synonym -> category from the customary format: a category a line, comma-separated, the first word its name."""
     table: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         names = [name.strip().lower() for name in line.split(",") if name.strip()]
         for name in names:
+            if not _WORD.search(name):
+                raise ValueError(f"line {number} of the synonyms: {name!r} has no letter a to z and no digit to find")
             if table.setdefault(name, names[0]) != names[0]:
                 raise ValueError(
                     f"line {number} of the synonyms gives {name!r} to {names[0]!r}, "
@@ -63,7 +67,12 @@ class ObjectParser:
     @classmethod
     def coco(cls, synonyms: Path | None = None) -> "ObjectParser":
         """The parser of the bundled COCO-80 table, or of a synonyms file."""
-        return cls(read_synonyms((COCO_SYNONYMS if synonyms is None else synonyms).read_text(encoding="utf-8")))
+        if synonyms is None:
+            return cls(read_synonyms(COCO_SYNONYMS.read_text(encoding="utf-8")))
+        try:
+            return cls(read_synonyms(read_text(synonyms)))
+        except ValueError as error:
+            raise ValueError(f"{synonyms}: {error}") from error
 
     def _to_singular(self, word: str) -> str:
         if word in self._known:  # "bus" must not become "bu"

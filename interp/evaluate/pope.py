@@ -5,13 +5,14 @@ OPOPE: Chen et al., "HALC", ICML 2024, arXiv 2403.00425: a caption says yes if i
 for the word as a substring ("car" in "carrot"); here the object parser decides.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from interp.evaluate.answers import Rule, read_answer, says_yes, understood
 
 BETA = 0.2
 
@@ -20,8 +21,9 @@ BETA = 0.2
 class Pope:
     """POPE over a set of questions; rates in percent.
 
-    `f_beta` weighs precision (beta 0.2), as OPOPE does.  `unparsed` answers say neither yes nor no in so many words;
-    `missing` ones were not given and count as wrong.
+    `f_beta` weighs precision (beta 0.2), as OPOPE does.  `unparsed` answers say neither yes nor no to a reader, and
+    count as wrong by the rule `reader`, as yes by the customary script's; `rules_differ` counts the answers that the
+    two rules read differently.  `missing` ones were not given and count as wrong.
     """
 
     accuracy: float
@@ -31,24 +33,22 @@ class Pope:
     f_beta: float
     yes_ratio: float
     unparsed: int
+    rules_differ: int
     missing: int
     n: int
 
 
-def says_yes(answer: str) -> bool:
-    """The customary reading: "no" or "not" before the first full stop means no, anything else yes."""
-    words = answer.split(".")[0].replace(",", "").split(" ")
-    return not {"No", "not", "no"} & set(words)
+def counted(answer: str | bool | None, label: bool, rule: Rule = "reader") -> tuple[int, int, int, int, int]:
+    """Of an answer: said yes and rightly, said yes, should be yes, right, given.
 
-
-def counted(answer: str | bool | None, label: bool) -> tuple[int, int, int, int, int]:
-    """Of an answer: said yes and rightly, said yes, should be yes, right, given.  A missing one is never right."""
-    said = says_yes(answer) if isinstance(answer, str) else bool(answer)
+    One that is missing, or that says neither yes nor no, is never right.
+    """
+    said = read_answer(answer, rule) if isinstance(answer, str) else answer
     return (
-        int(said and label),
-        int(said),
+        int(said is True and label),
+        int(said is True),
         int(label),
-        int(answer is not None and said == label),
+        int(said is not None and said == label),
         int(answer is not None),
     )
 
@@ -66,17 +66,19 @@ def rates(totals: Float[np.ndarray, "*resample 5"], n: Float[np.ndarray, "*resam
     return {name: np.asarray(value) for name, value in (found | {"yes_ratio": 100 * yes / n}).items()}
 
 
-def pope(answers: Sequence[str | bool | None], labels: Sequence[bool]) -> Pope:
+def pope(answers: Sequence[str | bool | None], labels: Sequence[bool], rule: Rule = "reader") -> Pope:
     """Score answers (a text, or yes as True, None if missing) against labels (True: the object is there)."""
     if len(answers) != len(labels) or not labels:
         raise ValueError(
             f"expected one label for each answer and at least one, got {len(answers)} answers and {len(labels)} labels"
         )
-    totals = np.sum([counted(a, y) for a, y in zip(answers, labels, strict=True)], 0, dtype=float)
-    texts = [a for a in answers if isinstance(a, str)]
+    totals = np.sum([counted(a, y, rule) for a, y in zip(answers, labels, strict=True)], 0, dtype=float)
+    read = [understood(a) for a in answers if isinstance(a, str)]
+    by_script = [says_yes(a) for a in answers if isinstance(a, str)]
     return Pope(
         **{name: float(value) for name, value in rates(totals, np.asarray(float(len(labels)))).items()},
-        unparsed=sum(not re.search(r"\b(yes|no|not)\b", a, re.IGNORECASE) for a in texts),
+        unparsed=sum(said is None for said in read),
+        rules_differ=sum(ours != theirs for ours, theirs in zip(read, by_script, strict=True)),
         missing=sum(a is None for a in answers),
         n=len(labels),
     )

@@ -1,15 +1,18 @@
 """Scoring files of captions and answers that any model wrote: CHAIR, POPE, OPOPE, AMBER, with intervals over images."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interp.evaluate import chair, pope
-from interp.evaluate.amber import amber, amber_parser, counts, read_amber
+from interp.evaluate.amber import amber, amber_parser, counts, read_amber, read_associations, read_responses
+from interp.evaluate.answers import Rule, read_answer
 from interp.evaluate.bootstrap import Interval, intervals
 from interp.evaluate.chair import CaptionScore, score_caption, table
 from interp.evaluate.chair import rates as chair_rates
@@ -27,10 +30,13 @@ class Scores:
     values: dict[str, float]
     intervals: dict[str, Interval]
     details: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores should know."""
 
     def as_json(self) -> dict[str, Any]:
-        """One object: the scores, and under `interval` their ends."""
-        return self.values | {"interval": {k: [v.low, v.high] for k, v in self.intervals.items()}}
+        """One object: the scores, under `interval` their ends, and under `notes` what to know, if anything."""
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return self.values | {"interval": {k: [v.low, v.high] for k, v in self.intervals.items()}} | notes
 
     def __str__(self) -> str:
         lines = []
@@ -38,11 +44,38 @@ class Scores:
             known = self.intervals.get(name)
             shown = f"{value:8.2f}" if isinstance(value, float) else f"{value:8d}"
             lines.append(f"{name:<14}{shown}" + (f"  [{known.low:.2f}, {known.high:.2f}]" if known else ""))
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def write_details(self, path: Path) -> None:
-        """The records as JSONL."""
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.details), encoding="utf-8")
+        """The records as JSONL, whole or not at all."""
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text("".join(json.dumps(row) + "\n" for row in self.details), encoding="utf-8")
+        os.replace(new, path)
+
+
+def require_other(out: Path, inputs: Iterable[Path]) -> None:
+    """ValueError if a file to write is one of the files read, or lies in a folder that is."""
+    for path in inputs:
+        inside = path.is_dir() and out.resolve().is_relative_to(path.resolve())
+        if inside or out.resolve() == path.resolve() or (out.exists() and path.exists() and out.samefile(path)):
+            raise ValueError(f"{out} would overwrite what is read from {path}; write the details elsewhere")
+
+
+def _unheard(texts: Collection[str], named: Collection[Collection[Any]], kind: str) -> tuple[str, ...]:
+    """Notes on texts that the parser heard nothing in: they look as good as texts without a wrong object."""
+    silent = sum(not objects for objects in named)
+    foreign = sum(_in_another_script(text) for text in texts)
+    notes = []
+    if silent:
+        notes.append(f"{silent} of {len(texts)} {kind} name no object that the parser knows; they count as right")
+    if foreign:
+        notes.append(f"{foreign} of {len(texts)} {kind} are in another script; the parser reads English only")
+    return tuple(notes)
+
+
+def _in_another_script(text: str) -> bool:
+    letters = [c for c in text if c.isalpha()]
+    return 2 * sum("LATIN" not in unicodedata.name(c, "") for c in letters) > len(letters)
 
 
 def _detail(image_id: int, caption: str, score: CaptionScore) -> dict[str, Any]:
@@ -78,26 +111,41 @@ def score_chair(
     whole = chair(list(scores.values()))
     from_table = intervals(table(list(scores.values())), chair_rates, seed=seed)
     details = [_detail(i, told[i], score) for i, score in scores.items()]
-    return Scores(asdict(whole), from_table, details)
+    notes = _unheard(told.values(), [score.mentions for score in scores.values()], "captions")
+    return Scores(asdict(whole), from_table, details, notes)
 
 
-def _pope_scores(rows: Sequence[dict[str, Any]], seed: int) -> Scores:
+def _pope_scores(rows: Sequence[dict[str, Any]], seed: int, rule: Rule = "reader") -> Scores:
     """Scores of answered questions, resampled by image."""
-    whole = pope([row["said"] for row in rows], [row["label"] for row in rows])
+    whole = pope([row["said"] for row in rows], [row["label"] for row in rows], rule)
     images = sorted({row["image"] for row in rows})
     place = {image: i for i, image in enumerate(images)}
     sums = np.zeros((len(images), 6))
     for row in rows:
-        sums[place[row["image"]]] += (*counted(row["said"], row["label"]), 1)
+        sums[place[row["image"]]] += (*counted(row["said"], row["label"], rule), 1)
     found = intervals(sums, lambda totals, _: pope_rates(totals[..., :5], totals[..., 5]), seed=seed)
-    return Scores(asdict(whole), found, list(rows))
+    notes = []
+    if whole.missing:
+        notes.append(f"{whole.missing} of {whole.n} questions have no answer, and count as answered wrongly")
+    if whole.unparsed:
+        meant = "yes" if rule == "script" else "answered wrongly"
+        notes.append(f"{whole.unparsed} answers say neither yes nor no to a reader, and count as {meant}")
+    if whole.rules_differ:
+        notes.append(
+            f"a reader and the customary script's rule read {whole.rules_differ} answers differently; counted by the "
+            + ("script's rule" if rule == "script" else "reader's; --rule script counts by the script's")
+        )
+    return Scores(asdict(whole), found, list(rows), tuple(notes))
 
 
-def score_pope(answers: Path, questions: Path, seed: int = 0) -> Scores:
-    """POPE of an answers file to a questions file."""
+def score_pope(answers: Path, questions: Path, seed: int = 0, rule: Rule = "reader") -> Scores:
+    """POPE of an answers file to a questions file, read by a rule (`interp.evaluate.answers`)."""
     asked = read_questions(questions)
     said = read_answers(answers, asked)
-    return _pope_scores([asdict(q) | {"said": s} for q, s in zip(asked, said, strict=True)], seed)
+    rows = [asdict(q) | {"said": s} for q, s in zip(asked, said, strict=True)]
+    for row, text in zip(rows, said, strict=True):
+        row["yes"] = None if text is None else read_answer(text, rule)
+    return _pope_scores(rows, seed, rule)
 
 
 def score_opope(captions: Path, questions: Path, synonyms: Path | None = None, seed: int = 0) -> Scores:
@@ -113,13 +161,15 @@ def score_opope(captions: Path, questions: Path, synonyms: Path | None = None, s
         )
     named = {image_id: parser.objects([told[image_id]]) for image_id in {q.image_id for q in asked}}
     rows = [asdict(q) | {"said": asked_object(q, parser) in named[q.image_id]} for q in asked]
-    return _pope_scores(rows, seed)
+    scores = _pope_scores(rows, seed)
+    asked_of = [told[image_id] for image_id in named]
+    return replace(scores, notes=_unheard(asked_of, list(named.values()), "captions"))
 
 
 def score_amber(responses: Path, annotations: Path, associations: Path | None = None, seed: int = 0) -> Scores:
     """AMBER's generative scores of a responses file (JSONL or a JSON list of `{"id", "response"}`)."""
     images = read_amber(annotations)
-    others = json.loads(associations.read_text(encoding="utf-8")) if associations is not None else None
+    others = read_associations(associations) if associations is not None else None
     parser = amber_parser(images, others)
     told = read_responses(responses)
     matched(told, images, responses)
@@ -129,23 +179,5 @@ def score_amber(responses: Path, annotations: Path, associations: Path | None = 
     per_image = np.array([[one[name] for name in columns] for one in each])
     found = intervals(per_image, lambda totals, n: {c: totals[..., i] / n for i, c in enumerate(columns)}, seed=seed)
     details = [{"id": i, "response": text, **one} for (i, text), one in zip(told.items(), each, strict=True)]
-    return Scores(asdict(amber(numbers)), found, details)
-
-
-def read_responses(path: Path) -> dict[int, str]:
-    """AMBER's responses by id."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read responses from {path}: {error}") from error
-    found: dict[int, str] = {}
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), int) or not isinstance(row.get("response"), str):
-            raise ValueError(
-                f"{path}, item {number}: expected id (a number) and response (a text), got {str(row)[:80]}"
-            )
-        if row["id"] in found:
-            raise ValueError(f"{path}, item {number}: id {row['id']} stands there twice; keep one of them")
-        found[row["id"]] = row["response"]
-    return found
+    notes = _unheard(told.values(), [range(int(row[0])) for row in numbers], "responses")
+    return Scores(asdict(amber(numbers)), found, details, notes)

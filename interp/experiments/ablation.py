@@ -5,28 +5,32 @@ teacher-forced under the edit: it tells how far an edit breaks the model, whatev
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from interp import plots
-from interp.data import Data, open_data
+from interp.data import Sample
 from interp.evaluate.bootstrap import Interval, differences, intervals
-from interp.evaluate.objects import ObjectParser
-from interp.experiments.attribution import CausalConfig, run_causal
-from interp.experiments.captions import BASELINE, StudyConfig, run_study
-from interp.experiments.engine import Shard
-from interp.experiments.pope import PopeConfig, run_pope
-from interp.experiments.records import Manifest, Records
-from interp.experiments.report import aligned, cell
-from interp.interventions import EditHeads
-from interp.models import LVLM
+from interp.experiments.attribution import CausalConfig, causal
+from interp.experiments.captions import StudyConfig, study
+from interp.experiments.compared import BASELINE, check_methods, described, least_rows
+from interp.experiments.config import HUNDRED, DataConfig, at_least
+from interp.experiments.engine import Job, Run, require_rows
+from interp.experiments.manifest import content_digest
+from interp.experiments.pope import PopeConfig, ask
+from interp.experiments.records import CaptionRecord, ItemId, LikelihoodRecord, read_records
+from interp.experiments.report import Summary, aligned, cell, common_images, summarised
+from interp.experiments.setup import Setup
+from interp.folder import write_text
+from interp.interventions import EditHeads, Method
+from interp.models import LVLM, Inputs, NonFiniteLogitsError
 
 MEASURES = {
     "chair_s": "CHAIR_S (%)",
@@ -41,10 +45,9 @@ MEASURES = {
 class AblateConfig(StudyConfig):
     """Settings of `interp ablate`: those of a study, the edit, and its controls."""
 
+    data: DataConfig = HUNDRED
     methods: str = "greedy"
     """Further methods for the table."""
-    limit: int | None = 100
-    """How many images, drawn by seed from the sorted ids; None for all."""
     heads: str = "top10%"
     """Labels such as L3H2+L5H0, or top10%, bottom10%, top5, random10%."""
     by: str = "vhd"
@@ -60,18 +63,17 @@ class AblateConfig(StudyConfig):
     controls: int = 5
     """Sets of as many random heads."""
     pope_limit: int = 50
-    """Images that are asked about (testbed data, adversarial questions); 0 for none."""
+    """Images that are asked about, the first ones (testbed data, adversarial questions); 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.controls < 0 or self.pope_limit < 0:
-            raise ValueError(f"controls and pope_limit are at least 0, got {self.controls} and {self.pope_limit}")
-        if self.ranking is None and not self.data.startswith("testbed:"):
+        at_least(0, controls=self.controls, pope_limit=self.pope_limit)
+        if self.ranking is None and not self.data.data.startswith("testbed:"):
             raise ValueError(
                 "expected ranking=FILE: rank the heads on other images first (interp causal --out DIR), "
                 "then pass DIR/heads.npz"
             )
-        if self.ranking is None and self.split == "dev":
+        if self.ranking is None and self.data.split == "dev":
             raise ValueError("heads would be ranked on the images of the study; pass ranking=FILE, or another split")
         EditHeads(heads=self.heads, op=self.op, steps=self.steps, by=self.by)
 
@@ -94,25 +96,34 @@ class Ablation:
     heads: tuple[str, ...]
     edit: str
     controls: tuple[str, ...]
+    n_images: int
+    n_asked: int
+    empty: dict[str, int]
     out: Path
+    failures: int = 0
 
     def __str__(self) -> str:
         columns = [c for c in MEASURES if c in self.values[BASELINE]]
-        rows = [["", *(MEASURES[c] for c in columns)]]
+        rows = [["", *(MEASURES[c] for c in columns), "empty captions"]]
         for name in (n for n in self.values if n not in self.controls):
-            rows.append([name, *(_shown(self.values[name], c) for c in columns)])
+            rows.append([name, *(_shown(self.values[name], c) for c in columns), str(self.empty[name])])
         if self.controls:
             row = [f"{len(self.controls)} random sets, range"]
             for c in columns:
                 each = [self.values[name][c].value for name in self.controls]
                 row.append(f"{np.mean(each):.{digits(c)}f} [{min(each):.{digits(c)}f}, {max(each):.{digits(c)}f}]")
-            rows.append(row)
-        rows += [["", *("" for _ in columns)], ["minus greedy, paired", *("" for _ in columns)]]
+            counts = [self.empty[name] for name in self.controls]
+            rows.append([*row, f"{min(counts)} to {max(counts)}"])
+        rows += [["", *("" for _ in columns), ""], ["minus greedy, paired", *("" for _ in columns), ""]]
         for name, values in self.versus_greedy.items():
             if name not in self.controls:
-                rows.append([name, *(_shown(values, c, signed=True) for c in columns)])
+                rows.append([name, *(_shown(values, c, signed=True) for c in columns), ""])
         shown = ", ".join(self.heads[:12]) + (", ..." if len(self.heads) > 12 else "")
-        return "\n".join([f"{len(self.heads)} heads: {shown}", "", *aligned(rows), "", f"results: {self.out}"])
+        of = f"{self.n_images} images" + (f"; POPE about {self.n_asked} of them" if self.n_asked else "")
+        lines = [f"{len(self.heads)} heads: {shown}", of, "", *aligned(rows), ""]
+        if self.failures:
+            lines += [f"{self.failures} items failed; failures.jsonl there and in captions/ and pope/ says which"]
+        return "\n".join([*lines, f"results: {self.out}"])
 
 
 def digits(measure: str) -> int:
@@ -125,9 +136,11 @@ def _shown(values: Mapping[str, Interval], measure: str, signed: bool = False) -
     return cell(values[measure], signed, digits(measure)) if measure in values else "-"
 
 
-def _log_p(model: LVLM, inputs: Any, captions: Sequence[Tensor], edit: EditHeads | None) -> list[tuple[float, int]]:
+def _log_p(model: LVLM, inputs: Inputs, captions: Sequence[Tensor], edit: EditHeads | None) -> list[tuple[float, int]]:
     """The log-likelihood of each caption under an edit, and its number of tokens."""
     longest = max(len(c) for c in captions)
+    if not longest:
+        return [(0.0, 0)] * len(captions)
     whole = inputs.extended(captions)
 
     @torch.no_grad()
@@ -141,94 +154,144 @@ def _log_p(model: LVLM, inputs: Any, captions: Sequence[Tensor], edit: EditHeads
             logits = run()
     ids, written = whole.input_ids[:, -longest:, None], whole.attention_mask[:, -longest:].bool()
     log_p = logits.float().log_softmax(-1).gather(-1, ids.to(logits.device))[..., 0].masked_fill(~written, 0)
+    if not log_p.isfinite().all():
+        raise NonFiniteLogitsError("the caption's tokens have no finite likelihood under the edit; use a weaker one")
     return [(float(row.sum()), len(c)) for row, c in zip(log_p, captions, strict=True)]
 
 
-def _batches(data: Data, size: int) -> Iterator[tuple[int, ...]]:
-    for start in range(0, len(data.image_ids), size):
-        yield data.image_ids[start : start + size]
+@dataclass(frozen=True)
+class _Captioned:
+    """A sample with the tokens that the unedited model wrote about it."""
+
+    sample: Sample
+    tokens: list[int]
 
 
-def _likelihoods(
-    model: LVLM, data: Data, config: AblateConfig, methods: Mapping[str, EditHeads | None], out: Path
-) -> Records:
-    """Log-likelihood of greedy's captions under every edit."""
-    records = Records(out / "likelihood.jsonl")
-    done = {(r["image_id"], r["method"]) for r in records.rows}
-    for ids in tqdm(list(_batches(data, config.batch_size)), desc="log-likelihood", unit="batch"):
-        if all((i, m) in done for i in ids for m in methods):
-            continue
-        inputs = model.inputs([data.load(i).image for i in ids], config.prompt)
-        written = model.generate(inputs, max_new_tokens=config.max_new_tokens).tokens
-        captions = [t if len(t) else inputs.input_ids[row, -1:] for row, t in enumerate(written)]
-        for name, edit in methods.items():
-            pairs = zip(ids, _log_p(model, inputs, captions, edit), strict=True)
-            new = [{"image_id": i, "method": name, "log_p": log_p, "n_tokens": n} for i, (log_p, n) in pairs]
-            records.append(row for row in new if (row["image_id"], name) not in done)
-    return records
+def _captioned(load: Callable[[ItemId], Sample], tokens: Mapping[ItemId, list[int]], item: ItemId) -> _Captioned:
+    return _Captioned(load(item), tokens[item])
 
 
-def _measured(records: Records, seed: int) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """The log-likelihood of a token by method, and its difference from greedy."""
-    sums: dict[str, dict[int, tuple[float, float]]] = {}
-    for row in records.rows:
-        sums.setdefault(row["method"], {})[row["image_id"]] = (row["log_p"], row["n_tokens"])
-    tables = {name: np.array([of[i] for i in sorted(of)], dtype=float) for name, of in sums.items()}
+def likelihood_job(
+    setup: Setup, prompt: str, captions: Mapping[ItemId, list[int]], edits: Mapping[str, EditHeads]
+) -> Job[LikelihoodRecord]:
+    """The log-likelihood of each image's caption without an edit (greedy) and under each."""
+    model = setup.model
+
+    def work(name: str, samples: Sequence[_Captioned]) -> list[LikelihoodRecord]:
+        inputs = model.inputs([s.sample.image for s in samples], prompt)
+        written = [torch.tensor(s.tokens, dtype=torch.long, device=model.device) for s in samples]
+        found = zip(samples, _log_p(model, inputs, written, edits.get(name)), strict=True)
+        return [LikelihoodRecord(s.sample.image_id, name, log_p, n) for s, (log_p, n) in found]
+
+    load = partial(_captioned, setup.data.load, captions)
+    names = [BASELINE, *edits]
+    return Job("likelihood", LikelihoodRecord, list(captions), names, load, work, "caption", least_rows(edits))
+
+
+_Measured = tuple[dict[str, Interval], dict[str, Interval]]
+"""A measure by method, and its difference from greedy."""
+
+
+def _likelihoods(records: Sequence[LikelihoodRecord], image_ids: Sequence[ItemId], seed: int) -> _Measured:
+    """The log-likelihood of a token, over these images."""
+    by = {(r.method, r.image_id): (r.log_p, r.n_tokens) for r in records}
+    names = dict.fromkeys(r.method for r in records)
+    tables = {name: np.array([by[name, i] for i in image_ids], dtype=float) for name in names}
 
     def rate(totals: np.ndarray, _: int) -> dict[str, Any]:
-        return {"mean": totals[..., 0] / totals[..., 1]}
+        return {"mean": totals[..., 0] / np.maximum(totals[..., 1], 1)}
 
     values = {name: intervals(table, rate, seed=seed)["mean"] for name, table in tables.items()}
     others = {name: table for name, table in tables.items() if name != BASELINE}
     return values, {n: differences(t, tables[BASELINE], rate, seed=seed)["mean"] for n, t in others.items()}
 
 
-def _ranked(config: AblateConfig, out: Path) -> Path:
-    """Rank the heads on the testbed's dev split."""
-    same = ("model", "data", "prompt", "max_new_tokens", "device", "dtype")
-    shared: dict[str, Any] = {name: getattr(config, name) for name in same}
-    return run_causal(CausalConfig(split="dev", exact=False, out=str(out / "ranking"), **shared)).out
+def _ranked(setup: Setup, config: AblateConfig, out: Path) -> str:
+    """Rank the heads on the testbed's dev split; the file."""
+    dev = DataConfig(config.data.data, "dev", limit=50, seed=config.data.seed, prompt=config.data.prompt)
+    run = replace(CausalConfig.run, workers=config.run.workers, out=str(out / "ranking"))
+    causal(setup.on(dev), CausalConfig(config.model, dev, run, config.max_new_tokens, exact=False))
+    return str(out / "ranking" / "heads.npz")
 
 
-def run_ablate(config: AblateConfig) -> Ablation:
+def _check(setup: Setup, config: AblateConfig) -> None:
+    """ValueError, before anything runs, for what is known to be wrong without a ranking."""
+    setup.require_truth()
+    edits = config.named(config.ranking or "", 1)
+    require_rows(least_rows(edits), "image", len(setup.data.image_ids), config.run.batch_size)
+    if config.ranking or not (config.heads.startswith(("top", "bottom")) or config.op == "mean"):
+        check_methods(setup.model, {"edit": next(iter(edits.values()))})
+    check_methods(setup.model, config.compared)
+
+
+def run_ablate(config: AblateConfig) -> Ablation | None:
     """Rank the heads if need be, then measure the edit and its controls, or go on with a run that was interrupted.
 
-    Ranking and measures run in one process; give a sweep or a study to several.
+    Under a launcher of several processes the first one returns the result, the others None when all is written.
     """
-    if Shard.current(config.device).world > 1:
-        raise ValueError("interp ablate runs in one process; start interp study or interp sweep with the launcher")
-    model = config.load(Shard())
-    data = open_data(config.data, config.split, ObjectParser.coco()).limited(config.limit, config.seed)
-    settings = {k: v for k, v in vars(config).items() if k not in ("out", "device")}
-    manifest = Manifest.of(**settings, weights=model.fingerprint, image_ids=list(data.image_ids))
-    out = Path(config.out or Path("runs") / f"ablate-{Path(config.model).name}-{manifest.digest}")
-    manifest.claim(out)
-    ranking = config.ranking or str(_ranked(config, out) / "heads.npz")
-    edit = EditHeads(heads=config.heads, op=config.op, ranking=ranking, by=config.by)
-    edits = config.named(ranking, len(edit.chosen(model)))
+    setup = Setup.of(config)
+    _check(setup, config)
+    own = {f.name for f in fields(AblateConfig)} - {"model", "data", "run", "methods", "ranking"}
+    files = {"ranking": Path(config.ranking)} if config.ranking else {}
+    settings = {name: getattr(config, name) for name in sorted(own)} | {"methods": described(config.compared)}
+    manifest = setup.manifest("ablate", config, files, prompt=config.data.prompt, **settings)
+    out = setup.folder("ablate-", config, manifest)
+    with Run.opened(out, manifest, setup.shard) as run:
+        ranking = config.ranking or _ranked(setup, config, out)
+        edit = EditHeads(heads=config.heads, op=config.op, ranking=ranking, by=config.by)
+        heads = edit.chosen(setup.model)
+        edits = config.named(ranking, len(heads))
+        return _measured(setup, config, run, ranking, edits, tuple(map(str, heads)))
+
+
+def _measured(
+    setup: Setup, config: AblateConfig, run: Run, ranking: str, edits: dict[str, EditHeads], heads: tuple[str, ...]
+) -> Ablation | None:
+    """Captions, their likelihoods and answers about the same images, with every edit."""
+    methods: dict[str, Method] = {**config.compared, **edits}
     shared: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(StudyConfig)}
-    shared["out"] = str(out / "captions")
-    summary = run_study(StudyConfig(**shared), edits)
-    values = {name: dict(v) for name, v in summary.methods.items()}
-    versus = {name: dict(v) for name, v in summary.versus_greedy.items()}
-    likely = _measured(_likelihoods(model, data, config, {BASELINE: None, **edits}, out), config.seed)
-    found = {"log_likelihood": likely}
-    if config.pope_limit and data.questions is not None:
-        shared |= {"limit": config.pope_limit, "out": str(out / "pope")}
-        asked = run_pope(PopeConfig(**shared), edits)
-        assert asked is not None
-        absolute, relative = asked.intervals, asked.versus_greedy
-        absolute, relative = ({n: row["accuracy"] for n, row in of.items()} for of in (absolute, relative))
-        found["pope_accuracy"] = absolute, relative
-    for measure, (absolute, relative) in found.items():
-        for rows, new in ((values, absolute), (versus, relative)):
-            for name, value in new.items():
-                rows[name][measure] = value
+    captions = replace(config.run, out=str(run.out / "captions"))
+    summary = study(setup, StudyConfig(**shared | {"run": captions}), methods)
+    records = read_records(run.out / "captions" / "captions.jsonl", CaptionRecord)
+    tokens = {r.image_id: r.tokens for r in records if r.method == BASELINE}
+    tokens = {i: tokens[i] for i in common_images(records, list(methods))}
+    likely = run.made(likelihood_job(setup, config.data.prompt, tokens, edits), config.run)
+    asked = None
+    if config.pope_limit and setup.data.questions is not None:
+        few = replace(setup, data=setup.data.first(config.pope_limit))
+        answers = replace(config.run, out=str(run.out / "pope"))
+        asked = ask(few, PopeConfig(config.model, config.data, answers, config.methods, config.ranking), methods)
+    if summary is None or likely is None:
+        return None
+    images = common_images(likely, [BASELINE, *edits])
+    if len(images) < len(summary.image_ids):
+        options: Any = {"top_k": summary.t_vhd.k, "seed": config.data.seed}
+        among = summarised(records, list(methods), summary.out, **options, among=images)
+        summary = replace(among, failures=summary.failures)
+    measured = {"log_likelihood": _likelihoods(likely, images, config.data.seed)}
+    if asked is not None:
+        each = ({n: row["accuracy"] for n, row in of.items()} for of in (asked.intervals, asked.versus_greedy))
+        absolute, relative = each
+        measured["pope_accuracy"] = absolute, relative
+    values, versus = _joined(summary, measured)
     label, *controls = edits
-    heads = tuple(str(h) for h in edit.chosen(model))
-    ablation = Ablation(values, versus, heads, label, tuple(controls), out)
+    failures = summary.failures + len(run.failures) + (asked.failures if asked else 0)
+    n_asked = asked.n_images if asked else 0
+    counts = (len(images), n_asked, summary.empty)
+    ablation = Ablation(values, versus, heads, label, tuple(controls), *counts, run.out, failures)
     _write(ablation, ranking)
     return ablation
+
+
+def _joined(summary: Summary, measured: Mapping[str, _Measured]) -> tuple[dict[str, dict[str, Interval]], ...]:
+    """The measures of the captions with the others, by method; and their differences from greedy."""
+    values = {name: dict(v) for name, v in summary.methods.items()}
+    versus = {name: dict(v) for name, v in summary.versus_greedy.items()}
+    for measure, parts in measured.items():
+        for rows, new in zip((values, versus), parts, strict=True):
+            for name, value in new.items():
+                rows[name][measure] = value
+    return values, versus
 
 
 def _write(ablation: Ablation, ranking: str) -> None:
@@ -239,11 +302,12 @@ def _write(ablation: Ablation, ranking: str) -> None:
 
     found = {
         "heads": ablation.heads,
-        "ranking": ranking,
+        "ranking": f"sha256:{content_digest(Path(ranking))}",
+        "n_images": ablation.n_images,
+        "n_images_asked_about": ablation.n_asked,
+        "empty_captions": ablation.empty,
         "values": plain(ablation.values),
         "versus_greedy": plain(ablation.versus_greedy),
     }
-    (ablation.out / "ablation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    columns = {c: label for c, label in MEASURES.items() if c in ablation.values[ablation.edit]}
-    panels = {label: {n: row[c] for n, row in ablation.values.items() if c in row} for c, label in columns.items()}
-    plots.save(plots.against_controls(panels, ablation.controls), ablation.out / "ablation.png")
+    write_text(ablation.out / "ablation.json", json.dumps(found, indent=2) + "\n")
+    plots.draw_ablation(ablation.out)

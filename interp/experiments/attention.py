@@ -1,91 +1,56 @@
 """Attention over a data set: pictures captioned greedily, statistics of every step, means with standard errors."""
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import punctuation
 
 import numpy as np
-from tqdm import tqdm
 
 from interp import plots
-from interp.data import open_data
-from interp.evaluate.objects import ObjectParser
-from interp.experiments.records import Manifest, device_name
+from interp.data import Sample
+from interp.experiments.compared import BASELINE
+from interp.experiments.config import FIFTY, TENS, DataConfig, ExperimentConfig, RunConfig, at_least
+from interp.experiments.engine import Job, Run
+from interp.experiments.records import AttentionRecord, TokenSums
+from interp.experiments.setup import Setup
+from interp.folder import write_arrays, write_text
 from interp.metrics.attention import FRACTIONS, KINDS, RECALLS, SELECTED, STRONG
-from interp.models import LVLM, Inputs, load
+from interp.models import LVLM, Inputs
 from interp.trace.attention import GROUPS, AttentionStatistics, attention_statistics
 
 TOP_TOKENS = 12
 
 
 @dataclass(frozen=True)
-class SurveyConfig:
+class SurveyConfig(ExperimentConfig):
     """Settings of `interp attention`; every field is an option of the command."""
 
-    model: str = "testbed"
-    """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-    data: str = "testbed:broken"
-    """testbed:broken, testbed:biased, testbed:unbiased, or coco:FOLDER."""
-    split: str | None = None
-    """Which split; the testbed's default is test, a COCO folder's its only one."""
-    limit: int | None = 50
-    """How many images, drawn by seed from the sorted ids; None for all."""
-    seed: int = 0
-    """Seed of the sample of images."""
-    prompt: str = "Please describe this image in detail."
-    """What the model is asked."""
+    data: DataConfig = FIFTY
+    run: RunConfig = TENS
     max_new_tokens: int = 128
     """Length cap of a caption, in tokens."""
     eps: float = 0.3
     """A token that receives more than this is a sink."""
-    batch_size: int = 10
-    """Images at once."""
-    device: str = "cpu"
-    """Where the model runs."""
-    dtype: str = "float32"
-    """Type of the weights."""
-    out: str | None = None
-    """Folder of the results; a name made of the settings under runs/ if None."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is a number of at least 1, got {value}")
+        at_least(1, max_new_tokens=self.max_new_tokens)
         if not 0 < self.eps < 1:
             raise ValueError(f"eps lies between 0 and 1, got {self.eps}")
 
 
-class Accumulator:
-    """Sums over images, in one file that is replaced as a whole; `nan` entries of an image do not count."""
+class ImageMeans:
+    """Means over images of their arrays; `nan` entries of an image do not count."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: list[int] = []
+    def __init__(self, records: Sequence[AttentionRecord]) -> None:
+        self.n_images = len(records)
         self.sums: dict[str, np.ndarray] = {}
-        self.tokens: dict[str, list[float]] = {}
-        if path.exists():
-            with np.load(path) as state:
-                self.sums = {name: state[name] for name in state.files if name != "json"}
-                self.done, self.tokens = json.loads(str(state["json"]))
-
-    def add(self, image_id: int, values: dict[str, np.ndarray], tokens: dict[str, list[float]]) -> None:
-        """Add an image: its arrays, and for each token it has: count, received, sink share, weight."""
-        for name, value in values.items():
-            known = np.nan_to_num(value)
-            new = np.stack([known, known**2, ~np.isnan(value)]).astype(np.float64)
-            self.sums[name] = self.sums.get(name, 0) + new
-        for token, row in tokens.items():
-            self.tokens[token] = [a + b for a, b in zip(self.tokens.get(token, [0.0] * len(row)), row, strict=True)]
-        self.done.append(image_id)
-
-    def save(self) -> None:
-        """Write everything; a kill leaves the old file or the new one."""
-        new = self.path.with_suffix(".new.npz")
-        np.savez(new, allow_pickle=False, json=np.array(json.dumps([self.done, self.tokens])), **self.sums)
-        os.replace(new, self.path)
+        for record in records:
+            for name, value in record.arrays.items():
+                known = np.nan_to_num(value.astype(np.float64))
+                new = np.stack([known, known**2, ~np.isnan(value)])
+                self.sums[name] = self.sums.get(name, 0) + new
 
     def mean(self, name: str) -> np.ndarray:
         """Mean over images; `nan` where no image counted."""
@@ -115,7 +80,7 @@ def _of_image(stats: AttentionStatistics, row: int, eps: float) -> dict[str, np.
     visible = stats.real[row].cumsum(-1)
     groups = (stats.real[row] & (kinds != KINDS.index("generated")), kinds == KINDS.index("generated"))
     found["n_keys"] = np.array([float(visible[g].float().mean()) for g in groups])
-    return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+    return {name: np.asarray(value, dtype=np.float32) for name, value in found.items()}
 
 
 def kind_of(text: str, is_image: bool, is_special: bool) -> str:
@@ -127,26 +92,35 @@ def kind_of(text: str, is_image: bool, is_special: bool) -> str:
     return "punctuation" if text.strip() and all(c in punctuation for c in text.strip()) else "word"
 
 
-def token_rows(model: LVLM, inputs: Inputs, stats: AttentionStatistics, row: int, eps: float) -> dict[str, list[float]]:
-    """For each token of a sample: count, mean attention received, share of heads where it is a sink, weight `w`.
-
-    Keys are JSON `[position, text, kind]`; generated tokens are told apart by their text alone (position null).
-    """
+def token_sums(model: LVLM, inputs: Inputs, stats: AttentionStatistics, row: int, eps: float) -> list[TokenSums]:
+    """The tokens of a sample, each with what it receives; generated ones of the same text count together."""
     received = stats.received[row].mean((0, 1))
     sink = stats.sinks(eps)[row].float().mean((0, 1))
     weight = stats.sink_weights()[row].mean((0, 1))
-    found: dict[str, list[float]] = {}
     special = set(model.tokenizer.all_special_ids)
     places = stats.real[row].cumsum(-1) - 1
+    found = []
     for i in stats.real[row].nonzero()[:, 0].tolist():
         token_id, kind = int(inputs.input_ids[row, i]), int(stats.kinds[row, i])
         text = model.tokenizer.decode([token_id])
         named = kind_of(text, kind == KINDS.index("image"), token_id in special)
         position = None if kind == KINDS.index("generated") else int(places[i])
-        values = [1.0, float(received[i]), float(sink[i]), float(weight[i])]
-        key = json.dumps([position, text, named])
-        found[key] = [a + b for a, b in zip(found.get(key, [0.0] * 4), values, strict=True)]
-    return found
+        found.append(TokenSums(text, named, 1, float(received[i]), float(sink[i]), float(weight[i]), position))
+    return added_up(found)
+
+
+def added_up(tokens: Sequence[TokenSums]) -> list[TokenSums]:
+    """One entry for each position, text and kind, in the order of their first."""
+    sums: dict[tuple[int | None, str, str], TokenSums] = {}
+    for t in tokens:
+        key = (t.position, t.text, t.kind)
+        if key not in sums:
+            sums[key] = t
+            continue
+        old = sums[key]
+        received, sink, weight = old.received + t.received, old.sink + t.sink, old.weight + t.weight
+        sums[key] = TokenSums(t.text, t.kind, old.count + t.count, received, sink, weight, t.position)
+    return list(sums.values())
 
 
 @dataclass(frozen=True)
@@ -162,13 +136,13 @@ class SinkToken:
     weight: float
 
 
-def top_tokens(tokens: dict[str, list[float]], n_images: int, top: int = TOP_TOKENS) -> list[SinkToken]:
+def top_tokens(tokens: Sequence[TokenSums], n_images: int, top: int = TOP_TOKENS) -> list[SinkToken]:
     """The tokens that are sinks in the most heads, then those that receive most; at least one for ten images."""
-    rows = []
-    for key, (n, received, sink, weight) in tokens.items():
-        position, text, kind = json.loads(key)
-        if 10 * n >= n_images:
-            rows.append(SinkToken(position, text, kind, int(n), received / n, sink / n, weight / n))
+    rows = [
+        SinkToken(t.position, t.text, t.kind, t.count, t.received / t.count, t.sink / t.count, t.weight / t.count)
+        for t in added_up(tokens)
+        if 10 * t.count >= n_images
+    ]
     return sorted(rows, key=lambda t: (-round(t.sink, 4), -t.received))[:top]
 
 
@@ -177,18 +151,21 @@ class Survey:
     """A finished survey."""
 
     config: SurveyConfig
-    sums: Accumulator
+    means: ImageMeans
     tokens: list[SinkToken]
     out: Path
+    empty: int = 0
+    failures: int = 0
 
     def curve(self, name: str, group: int) -> tuple[np.ndarray, np.ndarray]:
         """A sparsity curve averaged over layers and heads, with its standard error over images."""
-        mean, error = self.sums.mean(name)[:, :, group], self.sums.standard_error(name)[:, :, group]
+        mean, error = self.means.mean(name)[:, :, group], self.means.standard_error(name)[:, :, group]
         return np.nanmean(mean, (0, 1)), np.nanmean(error, (0, 1))
 
     def __str__(self) -> str:
-        n_keys = self.sums.mean("n_keys")
-        lines = [f"attention of {self.config.model} on {len(self.sums.done)} images of {self.config.data}"]
+        n_keys = self.means.mean("n_keys")
+        what, images = self.config.model.model, self.means.n_images
+        lines = [f"attention of {what} on {images} images of {self.config.data.data}, {self.empty} empty captions"]
         header = "".join(f"{100 * f:>8g} %" for f in FRACTIONS)
         lines += ["", "mass held by the top share of the keys (mean over layers, heads, queries)", f"{'':<44}{header}"]
         for group, label in enumerate(f"{group} queries" for group in GROUPS):
@@ -198,7 +175,7 @@ class Survey:
         share = [f"{100 * v:.1f} %" for v in self.curve("share", 1)[0]]
         wanted = ", ".join(f"{100 * r:g} %" for r in RECALLS)
         one = np.ceil(0.01 * n_keys[1] - 1e-9)
-        layers = np.nanmean(self.sums.mean("recall")[:, :, 1, FRACTIONS.index(0.01)], 1)
+        layers = np.nanmean(self.means.mean("recall")[:, :, 1, FRACTIONS.index(0.01)], 1)
         lines += [
             f"smallest share of the keys that holds {wanted} (generated queries): {', '.join(share)}",
             f"a generated query sees {n_keys[1]:.0f} keys on average: 1 % of them are {one:.0f}, which hold "
@@ -206,8 +183,8 @@ class Survey:
             *self._squared_lines(),
             "",
             f"sinks (receive more than {self.config.eps}): the first token in "
-            f"{100 * self.sums.mean('first_is_sink').mean():.1f} % of heads, any token in "
-            f"{100 * self.sums.mean('any_is_sink').mean():.1f} %",
+            f"{100 * self.means.mean('first_is_sink').mean():.1f} % of heads, any token in "
+            f"{100 * self.means.mean('any_is_sink').mean():.1f} %",
             "position  token              kind         count  received  sink in heads  w",
         ]
         for t in self.tokens:
@@ -215,102 +192,100 @@ class Survey:
             numbers = f"{t.count:>6}{t.received:>10.3f}{100 * t.sink:>13.1f} %  {t.weight:.4f}"
             lines.append(f"{place!s:>8}  {t.text!r:<18} {t.kind:<12}{numbers}")
         mass = [f"{kind} queries {100 * v:.1f} %" for kind, v in zip(KINDS, self._image_mass(), strict=True)]
-        lines += ["", f"attention paid to the image: {', '.join(mass)}", "", f"results: {self.out}"]
+        lines += ["", f"attention paid to the image: {', '.join(mass)}", ""]
+        if self.failures:
+            lines += [f"{self.failures} images failed; see failures.jsonl"]
+        lines += [f"results: {self.out}"]
         return "\n".join(lines)
 
     def _squared_lines(self) -> list[str]:
         """What VASparse's squared logit chooses, for generated queries."""
         lines = ["", "keys chosen by the square of their logit (generated queries)"]
         lines.append("share chosen  negative  below -1 scaled  mass they hold  mass of as many by probability")
-        for fraction, row in zip(SELECTED, np.nanmean(self.sums.mean("squared")[:, :, 1], (0, 1)), strict=True):
+        for fraction, row in zip(SELECTED, np.nanmean(self.means.mean("squared")[:, :, 1], (0, 1)), strict=True):
             negative, strong, held, most = (f"{100 * v:.1f} %" for v in row)
             lines.append(f"{100 * fraction:>10g} %{negative:>10}{strong:>17}{held:>16}{most:>17}")
         return lines
 
     def _image_mass(self) -> np.ndarray:
-        return self.sums.mean("image_mass").mean((0, 1))
+        return self.means.mean("image_mass").mean((0, 1))
 
 
-def run_survey(config: SurveyConfig) -> Survey:
-    """Measure attention over images, or go on with a survey that was interrupted."""
-    data = open_data(config.data, config.split, ObjectParser.coco()).limited(config.limit, config.seed)
-    model = load(config.model, dtype=config.dtype, device=config.device)
-    settings = {k: v for k, v in vars(config).items() if k not in ("out", "device", "limit")}
-    manifest = Manifest.of(
-        **settings,
-        weights=model.fingerprint,
-        image_ids=list(data.image_ids),
-        device=device_name(model.device),
-        attention=model.backend,
-    )
-    slug = f"attention-{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
-    out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"
-    manifest.claim(out)
-    sums = Accumulator(out / "sums.npz")
-    with tqdm(total=len(data.image_ids), initial=len(sums.done), unit="image") as bar:
-        for start in range(0, len(data.image_ids), config.batch_size):
-            ids = data.image_ids[start : start + config.batch_size]
-            if set(ids) <= set(sums.done):
-                continue
-            inputs = model.inputs([data.load(i).image for i in ids], config.prompt)
-            captions = model.generate(inputs, max_new_tokens=config.max_new_tokens).tokens
-            longest = max(len(c) for c in captions)
-            whole = inputs.extended(captions) if longest else inputs
-            stats = attention_statistics(model, whole, longest)
-            for row, image_id in enumerate(ids):
-                tokens = token_rows(model, whole, stats, row, config.eps)
-                sums.add(image_id, _of_image(stats, row, config.eps), tokens)
-            sums.save()
-            bar.update(len(ids))
-    survey = Survey(config, sums, top_tokens(sums.tokens, len(sums.done)), out)
-    write_survey(survey)
-    return survey
+def _records(model: LVLM, samples: Sequence[Sample], config: SurveyConfig) -> list[AttentionRecord]:
+    """One record an image."""
+    inputs = model.inputs([s.image for s in samples], config.data.prompt)
+    captions = model.generate(inputs, max_new_tokens=config.max_new_tokens).tokens
+    longest = max(len(c) for c in captions)
+    whole = inputs.extended(captions) if longest else inputs
+    stats = attention_statistics(model, whole, longest)
+    records = []
+    for row, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
+        arrays, tokens = _of_image(stats, row, config.eps), token_sums(model, whole, stats, row, config.eps)
+        records.append(AttentionRecord(sample.image_id, BASELINE, len(caption), arrays, tuple(tokens)))
+    return records
+
+
+def run_survey(config: SurveyConfig) -> Survey | None:
+    """Measure attention over images, or go on with a survey that was interrupted.
+
+    Under a launcher of several processes the first one returns the survey, the others None when all is written.
+    """
+    setup = Setup.of(config)
+    settings = {"prompt": config.data.prompt, "max_new_tokens": config.max_new_tokens, "eps": config.eps}
+    manifest = setup.manifest("attention", config, **settings)
+    out = setup.folder("attention-", config, manifest)
+
+    def work(_: str, samples: Sequence[Sample]) -> list[AttentionRecord]:
+        return _records(setup.model, samples, config)
+
+    job = Job("attention", AttentionRecord, setup.data.image_ids, [BASELINE], setup.data.load, work)
+    with Run.opened(out, manifest, setup.shard) as run:
+        records = run.made(job, config.run)
+        if records is None:
+            return None
+        if not records:
+            raise ValueError(f"no image came through; {out / 'failures.jsonl'} says why")
+        tokens = top_tokens([t for r in records for t in r.tokens], len(records))
+        empty = sum(not r.n_tokens for r in records)
+        survey = Survey(config, ImageMeans(records), tokens, out, empty, len(run.failures))
+        write_survey(survey)
+        return survey
 
 
 def write_survey(survey: Survey) -> None:
     """Save `attention.json` and the figures, each with its data beside it."""
-    sums, out = survey.sums, survey.out
+    means, out = survey.means, survey.out
     curves = {
         f"{group} queries{suffix}": survey.curve(name, i)
         for i, group in enumerate(GROUPS)
         for name, suffix in (("recall", ""), ("recall_rest", ", without the first token"))
     }
     summary = {
-        "n_images": len(sums.done),
+        "n_images": means.n_images,
         "fractions": FRACTIONS,
         "curves": {label: {"mean": m.tolist(), "standard_error": e.tolist()} for label, (m, e) in curves.items()},
         "recalls": RECALLS,
         "smallest_share": {group: survey.curve("share", i)[0].tolist() for i, group in enumerate(GROUPS)},
         "kept_by_kind": {
-            group: np.nanmean(sums.mean("kept")[:, :, i], (0, 1)).tolist() for i, group in enumerate(GROUPS)
+            group: np.nanmean(means.mean("kept")[:, :, i], (0, 1)).tolist() for i, group in enumerate(GROUPS)
         },
         "squared_logits": {
             "selected": SELECTED,
             "strongly_negative_below": STRONG,
             "of": ["negative", "strongly negative", "mass", "mass by probability"],
-            **{g: np.nanmean(sums.mean("squared")[:, :, i], (0, 1)).tolist() for i, g in enumerate(GROUPS)},
+            **{g: np.nanmean(means.mean("squared")[:, :, i], (0, 1)).tolist() for i, g in enumerate(GROUPS)},
         },
-        "keys_seen": dict(zip(GROUPS, sums.mean("n_keys").tolist(), strict=True)),
-        "first_token_is_sink_percent": 100 * float(sums.mean("first_is_sink").mean()),
-        "any_token_is_sink_percent": 100 * float(sums.mean("any_is_sink").mean()),
-        "image_mass": dict(zip(KINDS, sums.mean("image_mass").mean((0, 1)).tolist(), strict=True)),
+        "keys_seen": dict(zip(GROUPS, means.mean("n_keys").tolist(), strict=True)),
+        "first_token_is_sink_percent": 100 * float(means.mean("first_is_sink").mean()),
+        "any_token_is_sink_percent": 100 * float(means.mean("any_is_sink").mean()),
+        "image_mass": dict(zip(KINDS, means.mean("image_mass").mean((0, 1)).tolist(), strict=True)),
         "top_tokens": [vars(token) for token in survey.tokens],
     }
-    (out / "attention.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    layers = {f"layer {i}": np.nanmean(row, 0) for i, row in enumerate(sums.mean("recall")[:, :, 1])}
-    plots.save(
-        plots.sparsity_curves(FRACTIONS, curves, layers),
-        out / "sparsity.png",
-        fractions=FRACTIONS,
-        **{label: mean for label, (mean, _) in curves.items()},
-        **layers,
-    )
-    sink, mass = 100 * sums.mean("first_is_sink"), 100 * sums.mean("image_mass")[:, :, KINDS.index("generated")]
-    title = f"first token receives more than {survey.config.eps}"
-    plots.save(plots.head_heatmap(sink, "% of images", title), out / "sink.png", first_is_sink_percent=sink)
-    title = "attention of generated tokens to the image"
-    plots.save(plots.head_heatmap(mass, "% of the mass", title), out / "image_mass.png", image_mass_percent=mass)
-    labels = [f"{t.text!r} ({t.kind}, {'any place' if t.position is None else t.position})" for t in survey.tokens]
-    received = [t.received for t in survey.tokens]
-    ax = plots.bars(labels, received, "mean attention received", "tokens that are sinks, or come nearest")
-    plots.save(ax, out / "top_tokens.png", tokens=labels, received=received)
+    write_text(out / "attention.json", json.dumps(summary, indent=2) + "\n")
+    layers = {f"layer {i}": np.nanmean(row, 0) for i, row in enumerate(means.mean("recall")[:, :, 1])}
+    shown = {label: mean for label, (mean, _) in curves.items()}
+    write_arrays(out / "sparsity.npz", fractions=np.array(FRACTIONS), **shown, **layers)
+    write_arrays(out / "sink.npz", first_is_sink_percent=100 * means.mean("first_is_sink"))
+    mass = 100 * means.mean("image_mass")[:, :, KINDS.index("generated")]
+    write_arrays(out / "image_mass.npz", image_mass_percent=mass)
+    plots.draw_attention(out)

@@ -6,66 +6,46 @@ the text alone goes on to name it.  Beside them VHD, attention to the image, mea
 Proposition 1.  `heads.npz` holds every map, to choose heads by.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from interp.attribution.effects import attributed_contributions, exact_contributions
-from interp.attribution.lens import head_logits, word_ids
+from interp.attribution.lens import FirstTokens, first_tokens, head_logits
 from interp.attribution.probe import Cut, goes_on_to_name
 from interp.attribution.proposition1 import alignment
-from interp.data import Sample, open_data
+from interp.data import Sample
 from interp.evaluate.alignment import token_ends, tokens_of
 from interp.evaluate.chair import score_caption
 from interp.evaluate.objects import ObjectParser
 from interp.experiments.attribution_report import CausalReport, write_report
-from interp.experiments.engine import Run, Shard, in_order
-from interp.experiments.records import Manifest, device_name
+from interp.experiments.compared import BASELINE
+from interp.experiments.config import FIFTY, TENS, DataConfig, ExperimentConfig, RunConfig, at_least
+from interp.experiments.engine import Job, Run
+from interp.experiments.records import EffectRecord, HeadsRecord
+from interp.experiments.setup import Setup
 from interp.metrics.attention import KINDS
-from interp.models import LVLM, Inputs, load, read
+from interp.models import LVLM, Inputs, read
 from interp.trace.attention import attention_statistics
 from interp.trace.divergence import vhd
 
 
 @dataclass(frozen=True)
-class CausalConfig:
-    """Settings of `interp causal`; every field is an option of the command."""
+class CausalConfig(ExperimentConfig):
+    """Settings of `interp causal`; heads to be edited in a study are ranked on another split than the study's."""
 
-    model: str = "testbed"
-    """A bundled model (testbed, testbed-sink), a folder, or a hub id."""
-    data: str = "testbed:broken"
-    """testbed:broken, testbed:biased, testbed:unbiased, or coco:FOLDER."""
-    split: str | None = None
-    """Which split; heads that are to be edited in a study should be ranked on another split than the study's."""
-    limit: int | None = 50
-    """How many images, drawn by seed from the sorted ids; None for all."""
-    seed: int = 0
-    """Seed of the sample of images."""
-    prompt: str = "Please describe this image in detail."
-    """What the model is asked."""
+    data: DataConfig = FIFTY
+    run: RunConfig = TENS
     max_new_tokens: int = 128
     """Length cap of a caption, in tokens."""
     exact: bool = True
     """Whether to silence every head in turn; without it contributions are those of attribution patching."""
-    batch_size: int = 10
-    """Images at once."""
-    device: str = "cpu"
-    """Where the model runs."""
-    dtype: str = "float32"
-    """Type of the weights."""
-    out: str | None = None
-    """Folder of the results; a name made of the settings under runs/ if None."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is a number of at least 1, got {value}")
+        at_least(1, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,21 +68,38 @@ def _rounded(values: torch.Tensor) -> list[Any]:
     return np.round(values.double().cpu().numpy(), 5).tolist()
 
 
+@dataclass(frozen=True)
+class _Direct:
+    """What each head writes of the token that began a word, `[layer, head]`, and how that compares with the others.
+
+    `over_others` is its logit less the mean over the other objects' first tokens, `most` whether it is the largest.
+    """
+
+    over_others: torch.Tensor
+    most: torch.Tensor
+
+
 def _direct(
-    model: LVLM, whole: Inputs, words: Sequence[_Words], n_prompt: int, names: Sequence[str]
-) -> list[torch.Tensor]:
-    """What each head adds to the logit of each object's name before each object word: `[word, layer, head, name]`."""
+    model: LVLM, whole: Inputs, words: Sequence[_Words], n_prompt: int, names: FirstTokens
+) -> list[list[_Direct]]:
+    """Direct logits of the token that was written, before each object word, against the objects' names."""
     longest = max(len(w.tokens) for w in words)
     places = torch.tensor([[n_prompt - 1 + t for t in w.tokens] + [0] * (longest - len(w.tokens)) for w in words])
-    found = head_logits(model, whole, places, word_ids(model, names)).transpose(1, 2)
-    return [found[row, : len(w.tokens)].cpu() for row, w in enumerate(words)]
+    places = places.to(whole.input_ids.device)
+    own = whole.input_ids.gather(1, places + 1)[..., None]
+    rivals = names.ids.unique().to(own.device)
+    found = head_logits(model, whole, places, torch.cat([own, rivals.expand(*own.shape[:-1], -1)], -1)).transpose(1, 2)
+    others = rivals != own  # [row, word, name]
+    direct = []
+    for row, w in enumerate(words):
+        logits = [(found[row, i, ..., 0], found[row, i, ..., 1:][..., others[row, i]]) for i in range(len(w.tokens))]
+        direct.append([_Direct(mine - rest.mean(-1), mine > rest.amax(-1)) for mine, rest in logits])
+    return direct
 
 
-def _records(
-    model: LVLM, samples: Sequence[Sample], parser: ObjectParser, config: CausalConfig
-) -> list[dict[str, Any]]:
+def _records(model: LVLM, samples: Sequence[Sample], parser: ObjectParser, config: CausalConfig) -> list[HeadsRecord]:
     """One record an image: its maps, and for each object word what the heads do for it."""
-    inputs = model.inputs([s.image for s in samples], config.prompt)
+    inputs = model.inputs([s.image for s in samples], config.data.prompt)
     generation = model.generate(inputs, max_new_tokens=config.max_new_tokens)
     captions = [ids if len(ids) else inputs.input_ids[row, -1:] for row, ids in enumerate(generation.tokens)]
     pairs = zip(samples, generation.tokens, generation.texts, strict=True)
@@ -110,13 +107,14 @@ def _records(
     whole, n_prompt = inputs.extended(captions), inputs.input_ids.shape[1]
     exact = exact_contributions(model, inputs, captions) if config.exact else None
     patched = attributed_contributions(model, inputs, captions, [w.tokens for w in words])
-    direct = _direct(model, whole, words, n_prompt, parser.categories) if any(w.tokens for w in words) else []
+    names = first_tokens(model, parser.categories)
+    direct = _direct(model, whole, words, n_prompt, names) if any(w.tokens for w in words) else []
     cuts = [
         Cut(sample.image, ids[:token], category)
         for sample, ids, w in zip(samples, generation.tokens, words, strict=True)
         for token, category in zip(w.tokens, w.categories, strict=True)
     ]
-    blind = iter(goes_on_to_name(model, cuts, config.prompt, parser, batch_size=2 * config.batch_size))
+    blind = iter(goes_on_to_name(model, cuts, config.data.prompt, parser, batch_size=2 * config.run.batch_size))
     divergence = vhd(model, inputs)
     cosine = alignment(model, inputs)
     longest = max(len(c) for c in captions)
@@ -126,55 +124,56 @@ def _records(
     records = []
     for row, (sample, w) in enumerate(zip(samples, words, strict=True)):
         asks = stats.kinds[row] == KINDS.index("generated")
-        record: dict[str, Any] = {
-            "image_id": sample.image_id,
-            "caption": generation.texts[row],
-            "vhd": _rounded(divergence[row]),
-            "image_mass": _rounded(stats.image_mass[row][..., asks].mean(-1)),
-            "cosine": _rounded(cosine[:, row]),
-            "mean": _rounded(z[row, :, : len(captions[row])].mean(1)),
-            "words": [],
-        }
+        effects = []
         for i, (token, category, wrong) in enumerate(zip(w.tokens, w.categories, w.wrong, strict=True)):
-            name = parser.categories.index(category)
-            written = direct[row][i]
-            word = {"object": category, "hallucinated": wrong, "token": token, "blind": next(blind)}
-            word["patched"] = _rounded(patched[row][i])
-            if exact is not None:
-                word["exact"] = _rounded(exact[row, :, token])
-            word["direct"] = _rounded(written[..., name] - written.mean(-1))
-            word["writes_it"] = (written.argmax(-1) == name).int().tolist()
-            record["words"].append(word)
-        records.append(record)
+            began = int(captions[row][token])
+            effects.append(
+                EffectRecord(
+                    object=category,
+                    hallucinated=wrong,
+                    token=token,
+                    blind=next(blind),
+                    begins_as=tuple(n for n, i in zip(names.words, names.ids.tolist(), strict=True) if i == began),
+                    patched=_rounded(patched[row][i]),
+                    direct=_rounded(direct[row][i].over_others),
+                    writes_it=direct[row][i].most.int().tolist(),
+                    exact=None if exact is None else _rounded(exact[row, :, token]),
+                )
+            )
+        records.append(
+            HeadsRecord(
+                image_id=sample.image_id,
+                method=BASELINE,
+                caption=generation.texts[row],
+                vhd=_rounded(divergence[row]),
+                image_mass=_rounded(stats.image_mass[row][..., asks].mean(-1)),
+                cosine=_rounded(cosine[:, row]),
+                mean=_rounded(z[row, :, : len(captions[row])].mean(1)),
+                words=tuple(effects),
+            )
+        )
     return records
 
 
-def run_causal(config: CausalConfig) -> CausalReport:
+def run_causal(config: CausalConfig) -> CausalReport | None:
     """Measure, or go on with a run that was interrupted; see the module.
 
-    Under a launcher of several processes the others than the first stop when all is written (SystemExit 0).
+    Under a launcher of several processes the first one returns the report, the others None when all is written.
     """
-    report = _run(config)
-    if report is None:
-        sys.exit(0)
-    return report
+    return causal(Setup.of(config), config)
 
 
-def _run(config: CausalConfig) -> CausalReport | None:
-    parser, shard = ObjectParser.coco(), Shard.current(config.device)
-    data = open_data(config.data, config.split, parser).limited(config.limit, config.seed)
-    model = load(config.model, dtype=config.dtype, device=shard.device(config.device))
-    settings = {k: v for k, v in vars(config).items() if k not in ("out", "device", "limit")}
-    manifest = Manifest.of(
-        **settings, weights=model.fingerprint, image_ids=list(data.image_ids), device=device_name(model.device)
-    )
-    slug = f"causal-{Path(config.model).name}-{config.data}".replace(":", "-").replace("/", "-")
-    out = Path(config.out) if config.out else Path("runs") / f"{slug}-{manifest.digest}"
+def causal(setup: Setup, config: CausalConfig) -> CausalReport | None:
+    """What the heads do on a setup's images."""
+    setup.require_truth()
 
-    def work(name: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        return [{"method": name} | row for row in _records(model, samples, parser, config)]
+    def work(_: str, samples: Sequence[Sample]) -> list[HeadsRecord]:
+        return _records(setup.model, samples, setup.parser, config)
 
-    with Run.opened(out, manifest, shard, "words", "image_id") as run:
-        run.work_through(data.image_ids, ["greedy"], data.load, work, batch_size=config.batch_size, unit="image")
-        rows = run.joined(in_order(data.image_ids, ["greedy"]))
-        return None if rows is None else write_report(rows, out, seed=config.seed)
+    settings = {"prompt": config.data.prompt, "max_new_tokens": config.max_new_tokens, "exact": config.exact}
+    manifest = setup.manifest("causal", config, **settings)
+    out = setup.folder("causal-", config, manifest)
+    job = Job("words", HeadsRecord, setup.data.image_ids, [BASELINE], setup.data.load, work)
+    with Run.opened(out, manifest, setup.shard) as run:
+        records = run.made(job, config.run)
+        return None if records is None else write_report(records, out, config.data.seed, run.failures)

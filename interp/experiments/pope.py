@@ -5,7 +5,7 @@ token, after whatever a method does to the logits.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,22 +17,27 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from interp.data import open_data, read_image
+from interp.data import Data, ImageId, Sample, open_data, open_questions
 from interp.evaluate import ObjectParser, pope
+from interp.evaluate.answers import answer_tokens
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
-from interp.evaluate.files import Question, read_questions
+from interp.evaluate.files import Question
 from interp.evaluate.pope import Pope, counted, rates
-from interp.experiments.captions import BASELINE, StudyConfig
-from interp.experiments.engine import Run, Shard, in_order
-from interp.experiments.records import Manifest, Records, device_name
+from interp.experiments.compared import BASELINE, ComparisonConfig, check_methods, described, least_rows
+from interp.experiments.config import DataConfig
+from interp.experiments.engine import Job, Run
+from interp.experiments.records import AnswerRecord, FailureRecord, ItemId
 from interp.experiments.report import aligned, cell
+from interp.experiments.setup import Setup
+from interp.folder import write_text
 from interp.interventions import Method
 from interp.models import LVLM
+from interp.sources import SOURCES
 
 
 @dataclass(frozen=True)
-class PopeConfig(StudyConfig):
-    """Settings of `interp study --task pope`: those of a study, and the questions; `limit` counts images."""
+class PopeConfig(ComparisonConfig):
+    """Settings of `interp study --task pope`; `limit` counts images, and questions are about the selected ones."""
 
     questions: str | None = None
     """POPE's questions as JSONL; the testbed's adversarial ones if None."""
@@ -43,10 +48,21 @@ class PopeConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        default = DataConfig()
         if (self.questions is None) != (self.images is None):
             raise ValueError("questions of a file are about images of a folder: expected both --questions and --images")
-        if self.questions is None and not self.data.startswith("testbed:"):
-            raise ValueError(f"{self.data} has no questions of its own; expected --questions FILE and --images DIR")
+        if self.questions is None and self.data.data.partition(":")[0] not in ("testbed", *SOURCES):
+            raise ValueError(
+                f"{self.data.data} has no questions of its own; expected --questions FILE and --images DIR"
+            )
+        if self.questions is not None and (self.data.data, self.data.split) != (default.data, default.split):
+            raise ValueError("a file of questions brings its images (--images DIR); leave out --data and --split")
+
+    def open(self) -> Data:
+        """The images that can be asked about, with the questions."""
+        if self.questions is not None:
+            return open_questions(Path(self.questions), Path(str(self.images)))
+        return open_data(self.data.data, self.data.split, ObjectParser.coco())
 
 
 @dataclass(frozen=True)
@@ -55,26 +71,6 @@ class Asked:
 
     question: Question
     image: Image.Image
-
-
-def _questions(config: PopeConfig) -> tuple[dict[int | str, Question], Any]:
-    """The questions by id, of `limit` images, and a function that reads one with its image."""
-    if config.questions is None:
-        data = open_data(config.data, config.split, ObjectParser.coco()).limited(config.limit, config.seed)
-        assert data.questions is not None
-        asked: dict[int | str, Question] = {
-            100 * image_id + k: Question(100 * image_id + k, str(image_id), text, label)
-            for image_id in data.image_ids
-            for k, (text, label) in enumerate(data.questions(image_id))
-        }
-        return asked, lambda i: Asked(asked[i], data.load(int(asked[i].image)).image)
-    every = read_questions(Path(config.questions))
-    images = sorted({q.image for q in every})
-    if config.limit is not None and config.limit < len(images):
-        images = sorted(np.random.default_rng(config.seed).choice(images, config.limit, replace=False).tolist())
-    chosen = {q.question_id: q for q in every if q.image in set(images)}
-    folder = Path(str(config.images))
-    return chosen, lambda i: Asked(chosen[i], read_image(folder / chosen[i].image))
 
 
 class _FirstLogits(LogitsProcessor):
@@ -89,30 +85,35 @@ class _FirstLogits(LogitsProcessor):
         return scores
 
 
-def _first_tokens(model: LVLM, words: Sequence[str]) -> list[int]:
-    """The tokens with which an answer may begin."""
-    ids = (model.tokenizer(word, add_special_tokens=False).input_ids for word in words)
-    return sorted({i[0] for i in ids if i})
+def _first_tokens(model: LVLM) -> tuple[list[int], list[int]]:
+    """The tokens with which yes and no may begin."""
+    return answer_tokens(lambda word: model.tokenizer(word, add_special_tokens=False).input_ids, model.tokenizer.decode)
 
 
-def _answers(model: LVLM, samples: Sequence[Asked], method: Any, config: PopeConfig) -> list[dict[str, Any]]:
+def _answers(model: LVLM, samples: Sequence[Asked], name: str, method: Any, from_logits: bool) -> list[AnswerRecord]:
     """One record a question."""
     inputs = model.inputs([s.image for s in samples], [s.question.text for s in samples])
     first = _FirstLogits(inputs.input_ids.shape[1])
     with method(model):
-        limit = 1 if config.from_logits else 8
+        limit = 1 if from_logits else 8
         texts = model.generate(inputs, max_new_tokens=limit, logits_processor=[first]).texts
     found = torch.cat(first.found)
     scores = found[:: len(found) // len(samples)].float()
-    yes, no = (
-        scores[:, _first_tokens(model, words)].logsumexp(-1)
-        for words in (("Yes", " Yes", "yes", " yes"), ("No", " No", "no", " no"))
-    )
-    share = torch.sigmoid(yes - no).tolist()
     return [
-        asdict(s.question) | {"answer": text, "yes": round(p, 6)}
-        for s, text, p in zip(samples, texts, share, strict=True)
+        AnswerRecord(**vars(s.question), answer=text, yes=p if p is None else round(p, 6), method=name)
+        for s, text, p in zip(samples, texts, _shares(model, scores, from_logits), strict=True)
     ]
+
+
+def _shares(model: LVLM, scores: Tensor, needed: bool) -> Sequence[float | None]:
+    """The probability of yes among yes and no, by row; None where the tokenizer does not tell them apart."""
+    try:
+        yes, no = (scores[:, ids].logsumexp(-1) for ids in _first_tokens(model))
+    except ValueError:
+        if needed:
+            raise
+        return [None] * len(scores)
+    return torch.sigmoid(yes - no).tolist()
 
 
 @dataclass(frozen=True)
@@ -124,93 +125,128 @@ class PopeSummary:
     versus_greedy: dict[str, dict[str, Interval]]
     changed: dict[str, McNemar]
     out: Path
+    n_images: int
+    empty: dict[str, int]
     failures: int
 
     def __str__(self) -> str:
         columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-        rows = [["method", *columns, "unparsed", "answers fixed/broken", "McNemar p"]]
+        rows = [["method", *columns, "unparsed", "rules differ", "empty", "answers fixed/broken", "McNemar p"]]
         for name, found in self.methods.items():
             test = self.changed.get(name)
             paired = [f"{test.better}/{test.worse}", f"{test.p:.2g}"] if test else ["", ""]
-            rows.append([name, *(cell(self.intervals[name][c]) for c in columns), str(found.unparsed), *paired])
+            counts = [str(found.unparsed), str(found.rules_differ), str(self.empty[name])]
+            rows.append([name, *(cell(self.intervals[name][c]) for c in columns), *counts, *paired])
         n = next(iter(self.methods.values())).n
-        lines = [f"POPE, {n} questions, with 95 % bootstrap intervals over images", *aligned(rows)]
+        about = f"POPE, {n} questions about {self.n_images} images"
+        lines = [f"{about}, with 95 % bootstrap intervals over images", *aligned(rows)]
         if self.failures:
             lines.append(f"{self.failures} answers failed; see failures.jsonl")
         return "\n".join([*lines, "", f"results: {self.out}"])
 
+    def as_json(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        found: dict[str, Any] = {}
+        for name, score in self.methods.items():
+            ends = {key: [value.low, value.high] for key, value in self.intervals[name].items()}
+            found[name] = asdict(score) | {"empty": self.empty[name], "interval": ends}
+        for name in self.changed:
+            versus = {key: asdict(value) for key, value in self.versus_greedy[name].items()}
+            found[name] |= {"versus_greedy": versus, "mcnemar": asdict(self.changed[name])}
+        return found
 
-def _summary(rows: Sequence[dict[str, Any]], names: Sequence[str], config: PopeConfig, out: Path) -> PopeSummary:
-    by = {name: {r["question_id"]: r for r in rows if r["method"] == name} for name in names}
+
+def _summary(
+    records: Sequence[AnswerRecord],
+    names: Sequence[str],
+    config: PopeConfig,
+    out: Path,
+    failures: Sequence[FailureRecord],
+) -> PopeSummary:
+    by = {name: {r.question_id: r for r in records if r.method == name} for name in names}
     common = sorted(set.intersection(*(set(found) for found in by.values())), key=str)
     if not common:
         raise ValueError(f"no question came through with every method; {out / 'failures.jsonl'} says why")
 
-    def said(row: dict[str, Any]) -> str | bool:
-        return row["yes"] > 0.5 if config.from_logits else row["answer"]
+    def said(record: AnswerRecord) -> str | bool:
+        return record.yes > 0.5 if config.from_logits and record.yes is not None else record.answer
 
-    scores, tables, wrong = {}, {}, {}
-    place = {image: i for i, image in enumerate(sorted({by[names[0]][i]["image"] for i in common}))}
+    scores, tables, wrong, empty = {}, {}, {}, {}
+    place = {image: i for i, image in enumerate(sorted({by[names[0]][i].image for i in common}))}
     for name in names:
         found = [by[name][i] for i in common]
-        scores[name] = pope([said(r) for r in found], [r["label"] for r in found])
+        scores[name] = pope([said(r) for r in found], [r.label for r in found])
         table = np.zeros((len(place), 6))
         for r in found:
-            table[place[r["image"]]] += (*counted(said(r), r["label"]), 1)
+            table[place[r.image]] += (*counted(said(r), r.label), 1)
         tables[name] = table
-        wrong[name] = np.array([not counted(said(r), r["label"])[3] for r in found])
+        wrong[name] = np.array([not counted(said(r), r.label)[3] for r in found])
+        empty[name] = sum(not r.answer for r in found)
 
     def measured(totals: np.ndarray, _: int) -> dict[str, np.ndarray]:
         return rates(totals[..., :5], totals[..., 5])
 
-    others = [name for name in names if name != BASELINE]
+    others, seed = [name for name in names if name != BASELINE], config.data.seed
     return PopeSummary(
         scores,
-        {name: intervals(table, measured, seed=config.seed) for name, table in tables.items()},
-        {name: differences(tables[name], tables[BASELINE], measured, seed=config.seed) for name in others},
+        {name: intervals(table, measured, seed=seed) for name, table in tables.items()},
+        {name: differences(tables[name], tables[BASELINE], measured, seed=seed) for name in others},
         {name: mcnemar(wrong[name], wrong[BASELINE]) for name in others},
         out,
-        len(Records(out / "failures.jsonl").rows),
+        len(place),
+        empty,
+        len(failures),
     )
 
 
-def run_pope(config: PopeConfig, more: Mapping[str, Method] | None = None) -> PopeSummary | None:
-    """Put the questions, or go on with a run that was interrupted; None in the other processes of a launch.
+def _read(asked: Mapping[ItemId, tuple[Question, ImageId]], load: Callable[[ImageId], Sample], item: ItemId) -> Asked:
+    question, image_id = asked[item]
+    return Asked(question, load(image_id).image)
 
-    `more` are methods, by name, beside those of the configuration.
-    """
-    shard = Shard.current(config.device)
-    questions, read = _questions(config)
-    model = config.load(shard)
-    methods = config.parsed_methods | dict(more or {})
-    for method in methods.values():
-        method.check(model)
-    settings = {k: v for k, v in vars(config).items() if k not in ("out", "device", "workers", "device_map", "prompt")}
-    manifest = Manifest.of(
-        **settings,
-        weights=model.fingerprint,
-        question_ids=list(questions),
-        device_name=device_name(model.device),
-        settings={name: repr(method) for name, method in methods.items()},
+
+def answer_job(setup: Setup, config: PopeConfig, methods: Mapping[str, Method]) -> Job[AnswerRecord]:
+    """An answer to every question about the selected images with every method."""
+    data = setup.data
+    if data.questions is None:
+        raise ValueError(f"{data.name} has no questions of its own; expected --questions FILE and --images DIR")
+    named = {str(i): i for i in data.image_ids}
+    asked = {q.question_id: (q, named[q.image]) for q in data.questions(data.image_ids)}
+
+    def image_of(item: ItemId) -> ImageId:
+        return asked[item][1]
+
+    def work(name: str, samples: Sequence[Asked]) -> list[AnswerRecord]:
+        return _answers(setup.model, samples, name, methods[name], config.from_logits)
+
+    least = least_rows(methods)
+    read, names = partial(_read, asked, data.load), list(methods)
+    return Job("answers", AnswerRecord, list(asked), names, read, work, "question", least, image_of)
+
+
+def run_pope(config: PopeConfig) -> PopeSummary | None:
+    """Put the questions, or go on with a run that was interrupted; None in the other processes of a launch."""
+    return ask(Setup.of(config, config.open()), config, config.compared)
+
+
+def ask(setup: Setup, config: PopeConfig, methods: Mapping[str, Method]) -> PopeSummary | None:
+    """The questions about a setup's images, with methods by name, of which the first is the baseline."""
+    check_methods(setup.model, methods)
+    if config.from_logits:
+        _first_tokens(setup.model)  # refused before anything is written
+    job = answer_job(setup, config, methods)
+    job.check(config.run.batch_size)
+    manifest = setup.manifest(
+        "pope",
+        config,
+        methods=described(methods),
+        from_logits=config.from_logits,
+        question_ids=list(job.items),
     )
-    out = Path(config.out or Path("runs") / f"pope-{Path(config.model).name}-{manifest.digest}")
-
-    def work(name: str, samples: Sequence[Asked]) -> list[dict[str, Any]]:
-        return [row | {"method": name} for row in _answers(model, samples, methods[name], config)]
-
-    with Run.opened(out, manifest, shard, "answers", "question_id") as run:
-        options = {"batch_size": config.batch_size, "workers": config.workers, "unit": "question"}
-        run.work_through(list(questions), methods, partial(read), work, **options)
-        rows = run.joined(in_order(list(questions), methods))
-        if rows is None:
+    out = setup.folder("pope-", config, manifest)
+    with Run.opened(out, manifest, setup.shard) as run:
+        records = run.made(job, config.run)
+        if records is None:
             return None
-        summary = _summary(rows, list(methods), config, out)
-        found = {
-            name: asdict(score) | {"interval": {k: [v.low, v.high] for k, v in summary.intervals[name].items()}}
-            for name, score in summary.methods.items()
-        }
-        for name in summary.changed:
-            versus = {k: asdict(v) for k, v in summary.versus_greedy[name].items()}
-            found[name] |= {"versus_greedy": versus, "mcnemar": asdict(summary.changed[name])}
-        (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        summary = _summary(records, list(methods), config, out, run.failures)
+        write_text(out / "summary.json", json.dumps(summary.as_json(), indent=2) + "\n")
         return summary

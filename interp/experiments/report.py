@@ -1,7 +1,6 @@
 """From a study's caption records to its word records, its summary, its table and its figures."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,38 +11,11 @@ from jaxtyping import Float
 
 from interp import plots
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
-from interp.evaluate.chair import CaptionScore, rates, table
-from interp.evaluate.objects import Mention
-from interp.experiments.records import Records
-from interp.metrics.ranking import auroc, stratified_auroc
-
-POSITION_STRATA = 10
-MANY = 40
-"""With more methods than this a figure of all of them shows nothing."""
-_Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TVhdSummary:
-    """T-VHD of object words: every AUROC is P(a correct word scores higher than a hallucinated one), 0.5 is chance.
-
-    The score of `auroc_position` is how early the word comes; `auroc_position_controlled` compares words of the
-    same tenth of positions only; `auroc_sentence` takes the mean over a sentence that names an object. `interval`
-    holds 95 % intervals over images. None where a group is empty.
-    """
-
-    auroc: float | None
-    auroc_position_controlled: float | None
-    auroc_position: float | None
-    auroc_probability: float | None
-    auroc_sentence: float | None
-    interval: dict[str, tuple[float, float] | None]
-    mean_hallucinated: float | None
-    mean_correct: float | None
-    k: int
-    position_strata: int
-    n_hallucinated: int
-    n_correct: int
+from interp.evaluate.chair import rates
+from interp.experiments.compared import BASELINE
+from interp.experiments.records import CaptionRecord, FailureRecord, ImageRecord, ItemId, WordRecord, to_json
+from interp.experiments.words import TVhdSummary, sentence_records, t_vhd_lines, t_vhd_summary, word_records
+from interp.folder import replacing, write_arrays, write_text
 
 
 @dataclass(frozen=True)
@@ -73,7 +45,10 @@ class ChosenHeads:
 
 @dataclass(frozen=True)
 class Summary:
-    """A study's results: rates in percent with 95 % intervals, differences from greedy, chosen heads, T-VHD."""
+    """A study's results: rates in percent with 95 % intervals, differences from greedy, chosen heads, T-VHD.
+
+    All of them are of the same images, `image_ids`.  `empty` counts the captions without a word.
+    """
 
     methods: dict[str, dict[str, Interval]]
     versus_greedy: dict[str, dict[str, Interval]]
@@ -81,7 +56,8 @@ class Summary:
     heads: dict[str, ChosenHeads]
     t_vhd: TVhdSummary
     out: Path
-    n_images: int
+    image_ids: tuple[ItemId, ...]
+    empty: dict[str, int]
     failures: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -89,6 +65,7 @@ class Summary:
         methods = {}
         for name, values in self.methods.items():
             methods[name] = {key: value.value for key, value in values.items()}
+            methods[name]["empty"] = self.empty[name]
             methods[name]["interval"] = {key: [value.low, value.high] for key, value in values.items()}
             for speed in ("tokens_per_s", "images_per_s"):
                 del methods[name]["interval"][speed]  # the images of a batch share a clock
@@ -98,7 +75,7 @@ class Summary:
                 methods[name]["mcnemar"] = asdict(self.changed[name])
         for name, chosen in self.heads.items():
             methods[name]["heads"] = {"frequency": chosen.frequency.tolist(), "overlap": chosen.overlap}
-        return {"methods": methods, "t_vhd": asdict(self.t_vhd)}
+        return {"methods": methods, "t_vhd": asdict(self.t_vhd), "n_images": len(self.image_ids)}
 
     def __str__(self) -> str:
         shared = [
@@ -106,112 +83,28 @@ class Summary:
             for name, chosen in self.heads.items()
             if chosen.overlap is not None
         ]
-        lines = [*_table(self), "", *shared, *([""] if shared else []), *_t_vhd_lines(self.t_vhd)]
+        lines = [*_table(self), "", *shared, *([""] if shared else []), *t_vhd_lines(self.t_vhd)]
         if self.failures:
             lines += ["", f"{self.failures} captions failed ({self.out / 'failures.jsonl'}): the table is of the other"]
-            lines[-1] += f" {self.n_images} images; run again to try them once more"
+            lines[-1] += f" {len(self.image_ids)} images; run again to try them once more"
         return "\n".join([*lines, "", f"results: {self.out}"])
 
 
-def _score(row: _Row) -> CaptionScore:
-    """The score of a caption, from its record."""
-    named = {m["object"] for m in row["mentions"]}
-    return CaptionScore(
-        tuple(Mention(m["object"], m["start"], m["end"]) for m in row["mentions"]),
-        tuple(m["hallucinated"] for m in row["mentions"]),
-        frozenset(named & set(row["truth"])),
-        frozenset(row["truth"]),
-        len(row["caption"].split()),
-    )
-
-
-def _counts(rows: Sequence[_Row]) -> np.ndarray:
-    """For each caption the counts of CHAIR (see `chair.table`), then tokens, seconds, and bytes of the KV cache."""
-    effort = np.array([(row["n_tokens"], row["seconds"], row["kv_bytes"]) for row in rows], dtype=float)
-    return np.hstack([table([_score(row) for row in rows]), effort])
+def _counts(records: Sequence[CaptionRecord]) -> np.ndarray:
+    """For each caption the counts of CHAIR (see `chair.rates`), then tokens, seconds, and bytes of the KV cache."""
+    rows = []
+    for r in records:
+        wrong = [m.hallucinated for m in r.mentions]
+        recalled = {m.object for m in r.mentions} & set(r.truth)
+        counts = (any(wrong), sum(wrong), len(wrong), len(recalled), len(r.truth), len(r.caption.split()))
+        rows.append((*counts, r.n_tokens, r.seconds, r.kv_bytes))
+    return np.array(rows, dtype=float)
 
 
 def _rates(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
     seconds = np.maximum(totals[..., 7], 1e-9)
     effort = {"tokens_per_s": totals[..., 6] / seconds, "images_per_s": n / seconds}
     return rates(totals[..., :6], n) | effort | {"kv_kib": totals[..., 8] / n / 1024}
-
-
-def word_records(rows: Sequence[_Row]) -> list[_Row]:
-    """One record for each object mention: what `tokens.jsonl` holds; with T-VHD where the caption was looked into."""
-    words = []
-    for row in rows:
-        for order, mention in enumerate(row["mentions"]):
-            word = {"image_id": row["image_id"], "method": row["method"], **mention, "mention": order}
-            if "t_vhd" in row:
-                token = mention["token"]
-                spans = enumerate(row["sentences"])
-                word["sentence"] = next((i for i, (start, stop) in spans if start <= token < stop), None)
-                word |= {"t_vhd": row["t_vhd"][token], "probability": row["probability"][token]}
-            words.append(word)
-    return words
-
-
-def sentence_records(rows: Sequence[_Row]) -> list[_Row]:
-    """One record for each sentence that names an object: its mean T-VHD, and whether it names one that is not there."""
-    found = []
-    for row in rows:
-        for start, stop in row.get("sentences", []):
-            named = [m["hallucinated"] for m in row["mentions"] if start <= m["token"] < stop]
-            if named:
-                found.append(
-                    {
-                        "image_id": row["image_id"],
-                        "t_vhd": float(np.mean(row["t_vhd"][start:stop])),
-                        "hallucinated": any(named),
-                    }
-                )
-    return found
-
-
-def _resampled_aurocs(
-    score: np.ndarray, correct: np.ndarray, strata: np.ndarray, images: np.ndarray, seed: int, resamples: int
-) -> dict[str, tuple[float, float] | None]:
-    """95 % intervals of the two AUROCs of T-VHD, bootstrapped over images."""
-    groups = [np.flatnonzero(images == i) for i in np.unique(images)]
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float | None]] = {"auroc": [], "auroc_position_controlled": []}
-    for _ in range(resamples if groups else 0):
-        pick = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        drawn["auroc"].append(auroc(score[pick], correct[pick]))
-        drawn["auroc_position_controlled"].append(stratified_auroc(score[pick], correct[pick], strata[pick]))
-    intervals = {}
-    for name, values in drawn.items():
-        known = [v for v in values if v is not None]
-        low, high = np.percentile(known, [2.5, 97.5]) if known else (0.0, 0.0)
-        intervals[name] = (float(low), float(high)) if known else None
-    return intervals
-
-
-def t_vhd_summary(
-    words: Sequence[_Row], sentences: Sequence[_Row], top_k: int, seed: int = 0, resamples: int = 1000
-) -> TVhdSummary:
-    """How well T-VHD tells correct words from hallucinated ones, from `word_records` that have it."""
-    correct = np.array([not w["hallucinated"] for w in words], dtype=bool)
-    score = np.array([w["t_vhd"] for w in words], dtype=float)
-    position = np.array([w["token"] for w in words], dtype=float)
-    edges = np.quantile(position, np.linspace(0, 1, POSITION_STRATA + 1)[1:-1]) if len(words) else position
-    strata = np.searchsorted(edges, position)
-    images = np.array([w["image_id"] for w in words])
-    return TVhdSummary(
-        auroc=auroc(score, correct),
-        auroc_position_controlled=stratified_auroc(score, correct, strata),
-        auroc_position=auroc(-position, correct),
-        auroc_probability=auroc([w["probability"] for w in words], correct),
-        auroc_sentence=auroc([s["t_vhd"] for s in sentences], [not s["hallucinated"] for s in sentences]),
-        interval=_resampled_aurocs(score, correct, strata, images, seed, resamples),
-        mean_hallucinated=float(score[~correct].mean()) if (~correct).any() else None,
-        mean_correct=float(score[correct].mean()) if correct.any() else None,
-        k=top_k,
-        position_strata=POSITION_STRATA,
-        n_hallucinated=int((~correct).sum()),
-        n_correct=int(correct.sum()),
-    )
 
 
 def cell(value: Interval, signed: bool = False, digits: int = 1) -> str:
@@ -225,11 +118,11 @@ _COLUMNS = {"chair_s": "CHAIR_S", "chair_i": "CHAIR_I", "recall": "recall", "len
 
 def _table(summary: Summary) -> list[str]:
     """The table of methods, and under it the paired differences from greedy."""
-    rows = [["method", *_COLUMNS.values(), "tokens/s", "images/s", "KV KiB"]]
+    rows = [["method", *_COLUMNS.values(), "empty", "tokens/s", "images/s", "KV KiB"]]
     for name, values in summary.methods.items():
         effort = (("tokens_per_s", 0), ("images_per_s", 1), ("kv_kib", 0))
         shown = (f"{values[c].value:.{digits}f}" for c, digits in effort)
-        rows.append([name, *(cell(values[c]) for c in _COLUMNS), *shown])
+        rows.append([name, *(cell(values[c]) for c in _COLUMNS), str(summary.empty[name]), *shown])
     lines = ["with 95 % bootstrap intervals over images", *aligned(rows)]
     if summary.versus_greedy:
         rows = [["method", *_COLUMNS.values(), "captions fixed/broken", "McNemar p"]]
@@ -247,69 +140,80 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _t_vhd_lines(t: TVhdSummary) -> list[str]:
-    if t.auroc is None:
-        return [f"T-VHD: no comparison ({t.n_hallucinated} hallucinated, {t.n_correct} correct object words)"]
-    lines = [
-        f"T-VHD (k = {t.k}) of {t.n_hallucinated} hallucinated and {t.n_correct} correct object words: "
-        f"mean {t.mean_hallucinated:.1f} and {t.mean_correct:.1f}",
-        "AUROC, P(correct word > hallucinated word); 0.5 is chance",
-    ]
-    for name, value, interval in (
-        ("T-VHD", t.auroc, t.interval["auroc"]),
-        ("T-VHD at the same position", t.auroc_position_controlled, t.interval["auroc_position_controlled"]),
-        ("position alone (earlier is higher)", t.auroc_position, None),
-        ("token probability alone", t.auroc_probability, None),
-        ("mean T-VHD of the sentence", t.auroc_sentence, None),
-    ):
-        shown = "-" if value is None else f"{value:.2f}"
-        lines.append(f"  {name:36}{shown}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
-    return lines
-
-
-def _chosen(order: dict[str, list[_Row]]) -> dict[str, ChosenHeads]:
+def _chosen(order: dict[str, list[CaptionRecord]]) -> dict[str, ChosenHeads]:
     """The heads that each method chose, where one does."""
-    shape = next((np.shape(row["vhd"]) for row in order["greedy"] if "vhd" in row), None)
+    shape = next((np.shape(r.vhd) for r in order[BASELINE] if r.vhd is not None), None)
     if shape is None:
         return {}
-    found = {name: [row["heads"] for row in rows if "heads" in row] for name, rows in order.items()}
+    found = {name: [r.heads for r in records if r.heads is not None] for name, records in order.items()}
     return {name: ChosenHeads.of(sets, (shape[0], shape[1])) for name, sets in found.items() if sets}
 
 
-def write_report(rows: Sequence[_Row], methods: Sequence[str], out: Path, *, top_k: int, seed: int) -> Summary:
-    """Write `tokens.jsonl`, `summary.json` and the figures of a study into `out`."""
-    by = {name: {r["image_id"]: r for r in rows if r["method"] == name} for name in methods}
-    common = sorted(set.intersection(*(set(found) for found in by.values())))
+def _in_order(records: Sequence[CaptionRecord], image_ids: Sequence[ItemId], name: str) -> list[CaptionRecord]:
+    by = {r.image_id: r for r in records if r.method == name}
+    return [by[i] for i in image_ids]
+
+
+def common_images(records: Sequence[ImageRecord], methods: Sequence[str]) -> list[ItemId]:
+    """The images that came through with every method, in their order: what a table may be of."""
+    of = {name: {r.image_id for r in records if r.method == name} for name in methods}
+    return sorted(set.intersection(*of.values()), key=lambda i: (isinstance(i, str), i))
+
+
+def summarised(
+    records: Sequence[CaptionRecord],
+    methods: Sequence[str],
+    out: Path,
+    *,
+    top_k: int,
+    seed: int,
+    failures: Sequence[FailureRecord] = (),
+    among: Sequence[ItemId] | None = None,
+) -> Summary:
+    """What the captions say, of the images that came through with every method (and are `among` these)."""
+    common = [i for i in common_images(records, methods) if among is None or i in set(among)]
     if not common:
         raise ValueError(f"no image came through with every method; {out / 'failures.jsonl'} says why")
-    order = {name: [found[i] for i in common] for name, found in by.items()}
+    order = {name: _in_order(records, common, name) for name in methods}
     tables = {name: _counts(found) for name, found in order.items()}
-    words = [word for found in order.values() for word in word_records(found)]
-    traced, spans = [w for w in words if "t_vhd" in w], sentence_records(order["greedy"])
-    summary = Summary(
+    others = {name: table for name, table in tables.items() if name != BASELINE}
+    base = tables[BASELINE]
+    return Summary(
         {name: intervals(table, _rates, seed=seed) for name, table in tables.items()},
-        {n: differences(t, tables["greedy"], _rates, seed=seed) for n, t in tables.items() if n != "greedy"},
-        {n: mcnemar(t[:, 0] > 0, tables["greedy"][:, 0] > 0) for n, t in tables.items() if n != "greedy"},
+        {name: differences(table, base, _rates, seed=seed) for name, table in others.items()},
+        {name: mcnemar(table[:, 0] > 0, base[:, 0] > 0) for name, table in others.items()},
         _chosen(order),
-        t_vhd_summary(traced, spans, top_k, seed),
+        t_vhd_summary(_traced(word_records(order[BASELINE])), sentence_records(order[BASELINE]), top_k, seed),
         out,
-        n_images=len(common),
-        failures=len(Records(out / "failures.jsonl").rows),
+        tuple(common),
+        {name: sum(not r.caption for r in found) for name, found in order.items()},
+        len(failures),
     )
-    (out / "tokens.jsonl").write_text("".join(json.dumps(w) + "\n" for w in words), encoding="utf-8")
-    (out / "summary.json").write_text(json.dumps(summary.as_json(), indent=2) + "\n", encoding="utf-8")
-    maps = np.array([r["vhd"] for r in order["greedy"] if "vhd" in r])
+
+
+def _traced(words: Sequence[WordRecord]) -> list[WordRecord]:
+    return [w for w in words if w.t_vhd is not None]
+
+
+def write_report(summary: Summary, records: Sequence[CaptionRecord]) -> None:
+    """Write `tokens.jsonl`, `summary.json` and the figures of a study into its folder."""
+    out, methods = summary.out, list(summary.methods)
+    order = {name: _in_order(records, summary.image_ids, name) for name in methods}
+    words = [word for found in order.values() for word in word_records(found)]
+    write_text(out / "tokens.jsonl", "".join(json.dumps(to_json(w)) + "\n" for w in words))
+    write_text(out / "summary.json", json.dumps(summary.as_json(), indent=2) + "\n")
+    maps = np.array([r.vhd for r in order[BASELINE] if r.vhd is not None])
     if len(maps):
-        np.save(out / "vhd.npy", maps)
-        title = "VHD at the first step, mean over images"
-        plots.save(plots.head_heatmap(maps.mean(0), "VHD", title), out / "vhd.png")
-        for name, chosen in summary.heads.items():
-            title = f"heads that {name} chose"
-            file = re.sub(r"[^\w.=-]+", "-", f"heads-{name}")
-            plots.save(plots.head_heatmap(chosen.frequency, "% of images", title), out / f"{file}.png")
-    plots.save(plots.t_vhd_histograms(traced, spans, top_k), out / "t_vhd.png")
-    if len(methods) <= MANY:
-        against = {"recall": "recall of true objects (%)", "tokens_per_s": "tokens per second"}
-        for (column, label), file in zip(against.items(), ("chair_recall.png", "chair_speed.png"), strict=True):
-            plots.save(plots.chair_against(summary.methods, column, label), out / file)
-    return summary
+        with replacing(out / "vhd.npy") as new, new.open("wb") as file:
+            np.save(file, maps)
+        write_arrays(out / "vhd.npz", vhd=maps.mean(0))
+    traced, spans = _traced(words), sentence_records(order[BASELINE])
+    write_arrays(
+        out / "t_vhd.npz",
+        top_k=np.array(summary.t_vhd.k),
+        words=np.array([w.t_vhd for w in traced], dtype=float),
+        words_hallucinated=np.array([w.hallucinated for w in traced], dtype=bool),
+        sentences=np.array([s.t_vhd for s in spans], dtype=float),
+        sentences_hallucinated=np.array([s.hallucinated for s in spans], dtype=bool),
+    )
+    plots.draw_study(out)

@@ -5,16 +5,13 @@ import itertools
 from dataclasses import dataclass, fields
 
 from interp import plots
-from interp.experiments.captions import BASELINE, StudyConfig, run_study
+from interp.experiments.captions import StudyConfig, run_study
+from interp.experiments.compared import BASELINE, method_name
 from interp.experiments.report import Summary
+from interp.folder import replacing
 from interp.interventions import parse_method
-from interp.plots import Curve
 
-PANELS = {
-    "chair_s": "CHAIR_S: captions with a hallucination (%)",
-    "recall": "recall of true objects (%)",
-    "length": "words of a caption",
-}
+COLUMNS = ("chair_s", "recall", "length")
 
 
 @dataclass(frozen=True)
@@ -32,18 +29,21 @@ class SweepConfig(StudyConfig):
     @property
     def varied(self) -> dict[str, list[str]]:
         """The values of each varied parameter, as they are written."""
-        found = {}
+        found: dict[str, list[str]] = {}
         for text in self.vary:
-            name, equals, values = text.partition("=")
-            found[name.strip()] = [v.strip() for v in values.split(",") if v.strip()]
-            if not equals or not found[name.strip()]:
+            name, equals, listed = text.partition("=")
+            name, values = name.strip(), [v.strip() for v in listed.split(",") if v.strip()]
+            if not equals or not values:
                 raise ValueError(f"vary takes parameter=value,value,..., got {text!r}")
+            if name in found or len(set(values)) < len(values):
+                raise ValueError(f"vary takes each parameter and each of its values once, got {' '.join(self.vary)}")
+            found[name] = values
         if not found:
             raise ValueError("expected at least one parameter to vary, such as keep=1,0.5,0.1")
         return found
 
     def points(self) -> dict[str, dict[str, str]]:
-        """Every method of the sweep by name, with `method` and the settings that its name carries."""
+        """Every method of the sweep as it is written, with `method` and the settings that its name carries."""
         found: dict[str, dict[str, str]] = {}
         for base in (m.strip() for m in self.methods.split(",")):
             default = parse_method(base)
@@ -51,6 +51,9 @@ class SweepConfig(StudyConfig):
             if base != BASELINE and not own:
                 raise ValueError(f"{base} has none of the varied parameters {', '.join(self.varied)}")
             fixed = {key: value for key, _, value in (setting.partition("=") for setting in base.split(":")[1:])}
+            twice = ", ".join(name for name in own if name in fixed)
+            if twice:
+                raise ValueError(f"{base} sets {twice}, which is varied; leave it out of the method")
             for values in itertools.product(*own.values()):
                 settings = dict(zip(own, values, strict=True))
                 name = ":".join([base, *(f"{k}={v}" for k, v in settings.items())])
@@ -63,44 +66,22 @@ class SweepConfig(StudyConfig):
         return StudyConfig(**{**shared, "methods": ",".join(self.points())})
 
 
-def curves_of(config: SweepConfig, summary: Summary, column: str) -> list[Curve]:
-    """One curve for each method and setting of the other parameters; several seeds make one with a band."""
-    along = next(iter(config.varied))
-    groups: dict[str, dict[str, list[str]]] = {}
-    for name, settings in config.points().items():
-        if along in settings:
-            rest = (f"{k}={v}" for k, v in settings.items() if k not in ("method", along, "seed"))
-            label = ":".join([settings["method"], *rest])
-            groups.setdefault(label, {}).setdefault(settings[along], []).append(name)
-    curves = []
-    for label, at in groups.items():
-        every = [[summary.methods[name][column] for name in names] for names in at.values()]
-        centre = [sum(v.value for v in values) / len(values) for values in every]
-        seeds = max(len(values) for values in every)
-        if seeds == 1:
-            low, high = [v[0].low for v in every], [v[0].high for v in every]
-        else:
-            low = [min(v.value for v in values) for values in every]
-            high = [max(v.value for v in values) for values in every]
-        shown = label if seeds == 1 else f"{label} ({seeds} seeds)"
-        curves.append(Curve(shown, list(at), centre, low, high, band=seeds > 1))
-    return curves
+def run_sweep(config: SweepConfig) -> Summary | None:
+    """Measure every point, or go on; draws `sweep.png` and writes `sweep.csv` beside the study's results.
 
-
-def run_sweep(config: SweepConfig) -> Summary:
-    """Measure every point, or go on; draws `sweep.png` and writes `sweep.csv` beside the study's results."""
+    None in the processes of a launch but the first.
+    """
     summary = run_study(config.study())
-    along = next(iter(config.varied))
-    panels = {label: curves_of(config, summary, column) for column, label in PANELS.items()}
-    baseline = {label: summary.methods[BASELINE][column].value for column, label in PANELS.items()}
-    plots.save(plots.sweep_curves(panels, baseline, along), summary.out / "sweep.png")
-    with (summary.out / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+    if summary is None:
+        return None
+    with replacing(summary.out / "sweep.csv") as new, new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["name", "method", *config.varied, *(f"{c}{end}" for c in PANELS for end in ("", "_low", "_high"))]
+            ["name", "method", *config.varied, *(f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high"))]
         )
         for name, settings in {BASELINE: {"method": BASELINE}, **config.points()}.items():
-            values = [summary.methods[name][c] for c in PANELS]
+            values = [summary.methods[method_name(name)][c] for c in COLUMNS]
             row = [settings.get(p, "") for p in config.varied]
             writer.writerow([name, settings["method"], *row, *(x for v in values for x in (v.value, v.low, v.high))])
+    plots.draw_sweep(summary.out)
     return summary

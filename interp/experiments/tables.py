@@ -7,6 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from interp.experiments.manifest import read_manifest
+from interp.experiments.records import CaptionRecord, WordRecord, read_records, to_json
+
 
 @dataclass(frozen=True)
 class RunTables:
@@ -23,29 +26,36 @@ class RunTables:
     manifest: dict[str, Any]
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file that a run may be writing to."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
 def read_run(folder: str | Path) -> RunTables:
-    """Read a finished or an unfinished run; ValueError if the folder holds none."""
+    """Read a finished or an unfinished run; ValueError if the folder holds none, or one of another command."""
     folder = Path(folder)
-    if not (folder / "manifest.json").is_file():
-        raise ValueError(f"{folder} holds no run: expected a manifest.json, as interp study writes it")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    captions, words = (_whole_lines(folder / f"{name}.jsonl") for name in ("captions", "tokens"))
-    methods = {}
-    if (folder / "summary.json").is_file():
-        for name, values in json.loads((folder / "summary.json").read_text(encoding="utf-8"))["methods"].items():
-            row = {key: value for key, value in values.items() if isinstance(value, int | float)}
-            for key, (low, high) in values["interval"].items():
-                row |= {f"{key}_low": low, f"{key}_high": high}
-            methods[name] = row
+    manifest = read_manifest(folder)
+    made_by = manifest.get("experiment", "study")
+    if made_by != "study":
+        raise ValueError(f"{folder} holds a run of another kind ({made_by}); read_run reads runs of interp study")
+    captions = read_records(folder / "captions.jsonl", CaptionRecord)
+    words = read_records(folder / "tokens.jsonl", WordRecord)
     return RunTables(
-        pd.DataFrame(captions),
-        pd.DataFrame(words),
-        pd.DataFrame.from_dict(methods, orient="index").rename_axis("method"),
+        pd.DataFrame([to_json(r) for r in captions]),
+        pd.DataFrame([to_json(r) for r in words]),
+        pd.DataFrame.from_dict(_rates(folder / "summary.json"), orient="index").rename_axis("method"),
         manifest,
     )
+
+
+def _rates(path: Path) -> dict[str, dict[str, float]]:
+    """The rates of each method with the ends of their intervals; none before the run has ended."""
+    if not path.is_file():
+        return {}
+    found = {}
+    try:
+        for name, values in json.loads(path.read_text(encoding="utf-8"))["methods"].items():
+            found[name] = {key: value for key, value in values.items() if isinstance(value, int | float)}
+            for key, (low, high) in values["interval"].items():
+                found[name] |= {f"{key}_low": low, f"{key}_high": high}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no summary of interp study, or only half of one; remove it and run the study again, which "
+            "writes it anew from the records"
+        ) from error
+    return found

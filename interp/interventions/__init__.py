@@ -1,7 +1,9 @@
 """Changing what a model does while it generates."""
 
 from interp.interventions.base import Method
+from interp.interventions.directions import Direction
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
 from interp.interventions.methods.h2o import H2O
@@ -16,7 +18,7 @@ from interp.interventions.methods.top_k import TopK
 from interp.interventions.methods.vasparse import VASparse
 from interp.interventions.methods.vcd import VCD
 from interp.interventions.methods.vhr import VHR, paper_layers
-from interp.interventions.primitives.head_scaling import head_directions, scaled_heads
+from interp.interventions.primitives.head_scaling import scaled_heads
 from interp.interventions.registry import METHODS, describe_methods, parse_method
 from interp.models import HeadSelection
 
@@ -29,7 +31,9 @@ __all__ = [
     "SPIN",
     "VCD",
     "VHR",
+    "AddDirection",
     "Beams",
+    "Direction",
     "DoLa",
     "EditHeads",
     "FastV",
@@ -42,7 +46,6 @@ __all__ = [
     "TopK",
     "VASparse",
     "describe_methods",
-    "head_directions",
     "paper_layers",
     "parse_method",
     "scaled_heads",

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from interp import plugins
 from interp.interventions.base import Method, Parameter
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
 from interp.interventions.methods.h2o import H2O
@@ -22,6 +24,7 @@ from interp.interventions.methods.top_k import TopK
 from interp.interventions.methods.vasparse import VASparse
 from interp.interventions.methods.vcd import VCD
 from interp.interventions.methods.vhr import VHR
+from interp.plugins import brought, registered, split_path
 
 LONGEST = 200
 """Characters of a method's name with its settings: files and table rows are named after it."""
@@ -74,22 +77,39 @@ METHODS: dict[str, Entry] = {
     "streaming-llm": Entry(StreamingLLM),
     "h2o": Entry(H2O),
     "snapkv": Entry(SnapKV),
+    "direction": Entry(AddDirection),
 }
 
 
-def parse_method(text: str) -> Method:
-    """Build a method from `name` or `name:parameter=value:...`; ValueError names what is unknown or wrong."""
-    name, *settings = text.split(":")
-    if name not in METHODS:
+def entry_of(name: str) -> Entry:
+    """A method by its name here, the name that a package registers (`interp.methods`), or `package.module:Class`."""
+    if name in METHODS:
+        return METHODS[name]
+    own = brought(plugins.METHODS, name)
+    if own is None:
         near = get_close_matches(name, METHODS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown method {name!r}; expected one of {', '.join(METHODS)}{hint}")
+        known = ", ".join([*METHODS, *registered(plugins.METHODS)])
+        raise ValueError(f"unknown method {name!r}; expected one of {known}, or package.module:Class{hint}")
+    if not (isinstance(own, type) and issubclass(own, Method)):
+        raise ValueError(f"{name} is no method: expected a class made from interp.interventions.Method, got {own!r}")
+    return Entry(own)
+
+
+def parse_method(text: str) -> Method:
+    """Build a method from `name` or `name:parameter=value:...`; ValueError names what is unknown or wrong.
+
+    A name is one of `METHODS`, one that an installed package registers, or `package.module:Class` (`interp.plugins`).
+    """
+    name, rest = split_path(text)
+    settings = rest.split(":") if rest else []
+    entry = entry_of(name)
     if len(text) > LONGEST:
         raise ValueError(
             f"a method is written in at most {LONGEST} characters, since files are named after it; got {len(text)} "
             f"({text[:40]}...). Long lists belong in a ranking file, or in Python"
         )
-    known = METHODS[name].parameters
+    known = entry.parameters
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -100,8 +120,8 @@ def parse_method(text: str) -> Method:
             )
         if key in values:
             raise ValueError(f"method {name!r}: {key} is given twice in {text!r}")
-        values[key] = known[key].read(METHODS[name].build.__name__, value)
-    return METHODS[name](**values)
+        values[key] = known[key].read(entry.build.__name__, value)
+    return entry(**values)
 
 
 def written(name: str) -> str:

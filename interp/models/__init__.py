@@ -10,12 +10,13 @@ from interp.models.generation import (
     Sampled,
     Searched,
 )
+from interp.models.gradients import Graph, differentiable
 from interp.models.image_free import IMAGE_FREE, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
 from interp.models.lvlm import LVLM
-from interp.models.sites import SITES, Head, read, run_with_edits
+from interp.models.sites import SITES, Head, Heads, head_results, read, run_with_edits
 from interp.models.steering import PASSES, Pass, Steered
 
 __all__ = [
@@ -32,8 +33,10 @@ __all__ = [
     "Family",
     "GenerateOptions",
     "Generation",
+    "Graph",
     "Head",
     "HeadSelection",
+    "Heads",
     "Inputs",
     "NonFiniteLogitsError",
     "Pass",
@@ -42,6 +45,8 @@ __all__ = [
     "Steered",
     "UnsupportedModelError",
     "diagnose",
+    "differentiable",
+    "head_results",
     "image_free",
     "load",
     "paired",

@@ -61,8 +61,9 @@ class Diagnosis:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in self.checks if check.passed is False)
         if failed:
             raise UnsupportedModelError(
-                f"interp's entry of this family does not fit {self.model}: {failed}. Correct the entry in "
-                "interp/models/families.py, or load with check=False to look at it (interp doctor shows all checks)"
+                f"interp cannot be trusted with {self.model}: {failed}. If its files are whole, correct the entry of "
+                "its family in interp/models/families.py; check=False loads it all the same, to look at it (interp "
+                "doctor shows all checks)"
             )
 
 
@@ -73,6 +74,22 @@ def _probe(model: LVLM) -> Inputs:
     ramp = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
     pictures = [Image.fromarray(ramp), Image.fromarray(255 - ramp[::-1, ::-1].swapaxes(0, 1))]
     return model.inputs(pictures, PROMPTS)
+
+
+def _weights(model: LVLM) -> Iterator[Check]:
+    """Every weight came from the files, and is a number."""
+    if model.misfits is not None:
+        told = "; ".join(model.misfits) or "all of them, and no others"
+        yield Check("weights come from the files", not model.misfits, told)
+    wrong = []
+    for name, p in model.hf.named_parameters():
+        if p.is_meta or not p.is_floating_point() or not p.numel():  # offloaded; quantised
+            continue
+        ends = (p if p.dtype in TOLERANCE else p.float()).aminmax()
+        if not (ends.min.isfinite() and ends.max.isfinite()):
+            wrong.append(name)
+    some = f"{len(wrong)} hold NaN or infinity: {', '.join(wrong[:3])}" if wrong else "no NaN, no infinity"
+    yield Check("weights are finite", not wrong, some)
 
 
 def _layout(model: LVLM) -> Iterator[Check]:
@@ -145,6 +162,10 @@ def _inside(model: LVLM, inputs: Inputs, tolerance: float) -> Iterator[Check]:
     """The sites show what they are named after, and edits arrive."""
     with torch.no_grad():
         plain = model.hf(**inputs.kwargs(), use_cache=False).logits
+    finite = bool(plain[inputs.attention_mask.bool()].isfinite().all())
+    yield Check("logits are finite", finite, f"in {model.dtype}" if finite else f"NaN or infinity in {model.dtype}")
+    if not finite:
+        return
     seen = _Seen(model, inputs)
     yield Check("attention rows sum to one", seen.row_sums < tolerance, f"off by {seen.row_sums:.1e} at most")
     yield Check("nothing attends to padding", seen.leaks == 0, f"{seen.leaks:.1e} at most")
@@ -184,14 +205,28 @@ def _vision(model: LVLM, inputs: Inputs) -> Iterator[Check]:
     yield Check("the picture changes the next token", moved > 0, f"logits move by {moved:.1e}")
 
 
+def _questions(model: LVLM) -> Iterator[Check]:
+    """Every check in order; a later one asks what only a model that passed the earlier ones can answer."""
+    for group in (_weights, _layout):
+        checks = list(group(model))
+        yield from checks
+        if any(check.passed is False for check in checks):
+            return
+    inputs = _probe(model)
+    if model.family.has_vision:
+        yield from _vision(model, inputs)
+    rounding = QUANTIZED if getattr(model.hf, "is_quantized", False) else TOLERANCE.get(model.dtype, QUANTIZED)
+    yield from _inside(model, inputs, rounding)
+
+
 def diagnose(model: LVLM) -> Diagnosis:
     """Run every check on two small prompts."""
     start = time.perf_counter()
-    checks = list(_layout(model))
-    if all(check.passed for check in checks):
-        inputs = _probe(model)
-        if model.family.has_vision:
-            checks += _vision(model, inputs)
-        rounding = QUANTIZED if getattr(model.hf, "is_quantized", False) else TOLERANCE.get(model.dtype, QUANTIZED)
-        checks += _inside(model, inputs, rounding)
+    checks = []
+    try:
+        for check in _questions(model):
+            checks.append(check)
+    except Exception as error:  # a model or processor that does not fit can fail anyhow: that is a finding
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        checks.append(Check("two small prompts run", False, reason))
     return Diagnosis(repr(model), tuple(checks), time.perf_counter() - start)

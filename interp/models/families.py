@@ -28,6 +28,8 @@ class Family:
     """The module whose output is what attention adds to the residual stream."""
     mlp_out: str = "mlp"
     """The module whose output is what the MLP adds to it."""
+    mlp_down: str = "mlp.down_proj"
+    """The MLP's last projection; its input is the MLP's neurons."""
     mlp_norm: str = "post_attention_layernorm"
     """The norm through which the MLP reads the residual stream."""
     norm: str = "norm"
@@ -40,6 +42,8 @@ class Family:
     """Tokens that only frame a picture or its parts; the image-free prompt loses them with the picture."""
     prompt: str | None = None
     """How a turn is written where the processor has no chat template; `{images}` becomes the placeholders."""
+    prompt_end: str = ""
+    """What the processor writes after a prompt by itself."""
     rope_index: str | None = None
     """The method that gives position ids in several axes (M-RoPE); None: positions are counted."""
     suffix_type: int = 0
@@ -83,6 +87,7 @@ _IDEFICS: dict[str, Any] = {
 _OPT: dict[str, Any] = {
     "out_proj": "self_attn.out_proj",
     "mlp_out": "fc2",
+    "mlp_down": "fc2",
     "mlp_norm": "final_layer_norm",
     "norm": "final_layer_norm",
 }
@@ -117,6 +122,7 @@ VISION: tuple[Family, ...] = (
         ("PaliGemmaForConditionalGeneration",),
         _LLM,
         prompt="{images}{text}",
+        prompt_end="\n",
         suffix_type=1,
         layout="square",
     ),
@@ -154,6 +160,7 @@ TEXT: tuple[Family, ...] = (
         attention="attn",
         out_proj="attn.c_proj",
         attention_out="attn",
+        mlp_down="mlp.c_proj",
         mlp_norm="ln_2",
         norm="ln_f",
         image_token=None,
@@ -165,6 +172,7 @@ TEXT: tuple[Family, ...] = (
         attention="attention",
         out_proj="attention.dense",
         attention_out="attention",
+        mlp_down="mlp.dense_4h_to_h",
         norm="final_layer_norm",
         image_token=None,
     ),

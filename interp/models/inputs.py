@@ -1,5 +1,7 @@
 """The inputs of a model: a left-padded batch of prompts with their pictures, and image-free ones."""
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +12,11 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from interp.pictures import upright_rgb
+
+RENDERING_SECONDS = 10.0
+LONGEST_PROMPT = 1_000_000
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -18,7 +25,8 @@ class Inputs:
     `image_mask` marks the tokens that stand for image features, `frame_mask` those that only frame a picture or
     its parts.  `position_ids` count each row's real tokens, padding is 0; M-RoPE models have several axes of them.
     `token_types` holds what else the processor says of each token, `pixels` what it made of the pictures.
-    `texts` are the prompts as the processor read them, `pictures` each row's pictures.
+    `texts` are the prompts as the processor read them, `pictures` each row's pictures.  `max_positions` is how many
+    positions the model knows (None: no limit); ValueError if a row takes more.
     """
 
     input_ids: Int[Tensor, "batch token"]
@@ -32,6 +40,23 @@ class Inputs:
     suffix_type: int = 0
     texts: tuple[str, ...] = ()
     pictures: tuple[tuple[Image, ...], ...] = ()
+    max_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        self.require_room(0)
+
+    def require_room(self, new_tokens: int) -> None:
+        """ValueError if the model has no positions for so many more tokens a row."""
+        if self.max_positions is None or self.position_ids.is_meta or not self.position_ids.numel():
+            return
+        taken = int(self.position_ids.max()) + 1
+        if taken + new_tokens > self.max_positions:
+            more = f" and {new_tokens} new tokens" if new_tokens else ""
+            raise ValueError(
+                f"the longest prompt takes {taken} positions{more}, but the model knows {self.max_positions} "
+                "(max_position_embeddings): beyond them it was not trained; shorten the prompt, use fewer or smaller "
+                "pictures, or ask for fewer new tokens"
+            )
 
     @property
     def last(self) -> Int[Tensor, " batch"]:
@@ -157,12 +182,50 @@ def padded_right(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {"qformer_input_ids": ids.gather(-1, order), "qformer_attention_mask": mask.gather(-1, order)}
 
 
+def position_limit(config: Any) -> int | None:
+    """How many positions a decoder knows, from its configuration; None if that names no limit.
+
+    Rotary positions that are stretched know more than `max_position_embeddings`, by their factor.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some have one a layer type
+    stretched = [k.get("factor") or 1 for k in kinds if k.get("rope_type") in ("linear", "dynamic", "yarn")]
+    return None if limit is None else int(limit * max([1.0, *stretched]))
+
+
 def read_pictures(row: Image | Sequence[Image], index: int) -> tuple[Image, ...]:
-    """The pictures of a row, read and in RGB."""
+    """The pictures of a row, read, upright and in RGB."""
     pictures = [row] if isinstance(row, Image) else list(row)
     try:
-        return tuple(picture.convert("RGB") for picture in pictures)
-    except (OSError, AttributeError) as error:
+        return tuple(upright_rgb(picture) for picture in pictures)
+    except Exception as error:  # a picture is read here, and its decoder may raise anything
         raise ValueError(
             f"cannot read a picture of row {index} (expected PIL images of whole files): {error}"
         ) from error
+
+
+def rendered(processor: Any, turn: list[dict[str, Any]]) -> str:
+    """A turn as the processor's chat template writes it; ValueError if that fails, or does not end.
+
+    A template is a program that comes with a model: it runs in Jinja's sandbox, and here with a limit of time.
+    """
+    begun, before = time.thread_time(), sys.gettrace()
+
+    def watch(*_: Any) -> Any:  # called at every line that runs below
+        if time.thread_time() - begun > RENDERING_SECONDS:
+            raise TimeoutError(f"it does not end within {RENDERING_SECONDS:g} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        if len(text) > LONGEST_PROMPT:
+            raise OverflowError(f"it writes {len(text)} characters")
+    except Exception as error:  # whatever a program of strangers runs into
+        raise ValueError(
+            f"the chat template of this {type(processor).__name__} cannot be used: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.settrace(before)
+    return text

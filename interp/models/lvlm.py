@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from interp.models import compat
+from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
 from interp.models.generation import Generation, arguments, cache_bytes, described, own_settings, settings_of
-from interp.models.inputs import Inputs, counted, padded_right, read_pictures
+from interp.models.inputs import Inputs, counted, padded_right, position_limit, read_pictures, rendered
 from interp.models.steering import Steerable
 
 
@@ -52,12 +53,15 @@ class LVLM(Steerable):
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.max_positions: int | None = position_limit(config)
         self.image_token_id: int | None = None
         if self.family.image_token is not None:
             self.image_token_id = getattr(hf.config, self.family.image_token)
             self._placeholder()
         ids = self.tokenizer.convert_tokens_to_ids(list(self.family.frame_tokens))
         self._frame_ids = torch.tensor([i for i in ids if i is not None and i != self.tokenizer.unk_token_id])
+        self.misfits: tuple[str, ...] | None = None
+        """What the files lack, or hold beside the model, in words; None where no files were read."""
 
     @classmethod
     def on_ndif(cls, hub_id: str, processor: Any, family: Family, **options: Any) -> "LVLM":
@@ -171,11 +175,11 @@ class LVLM(Steerable):
         if getattr(self.processor, "chat_template", None):
             words: Any = [{"type": "image"}] * shown + [{"type": "text", "text": text}]
             turn = [{"role": "user", "content": words if self.family.has_vision else text}]
-            return self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        rendered = self.family.prompt or "{images}{text}"
-        if "{images}" not in rendered and n_images > 1:
+            return rendered(self.processor, turn)
+        form = self.family.prompt or "{images}{text}"
+        if "{images}" not in form and n_images > 1:
             raise ValueError(f"a {self.family.name} model takes one picture a prompt, got {n_images}")
-        return rendered.format(images=(placeholder or "") * shown, text=text)
+        return form.format(images=(placeholder or "") * shown, text=text)
 
     def inputs(
         self,
@@ -201,9 +205,20 @@ class LVLM(Steerable):
         texts = [self.prompt(p, len(row)) if chat else p for p, row in zip(prompts, rows, strict=True)]
         return self.processed(rows, texts)
 
-    def encode(self, caption: str) -> Int[Tensor, " token"]:
-        """The token ids of a caption, as the continuation of a prompt."""
-        return self.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    def answer(self, text: str, prompt: str | None = None) -> Answer:
+        """The tokens of a text as this model's answer, the way its chat template goes on, and what that leaves open.
+
+        `prompt` is a rendered prompt (`Inputs.texts`), any turn of a user if None.  A prompt that was not rendered by
+        the template is gone on with after a space.
+        """
+        end = self.family.prompt_end
+        frame = frame_of(self.processor, self.family.has_vision, self.family.prompt, end)
+        prompt = f"x{frame.tail}" if prompt is None else prompt + end
+        return answer(self.tokenizer, prompt, frame.lead if prompt.endswith(frame.tail) else " ", text)
+
+    def encode(self, caption: str, prompt: str | None = None) -> Int[Tensor, " token"]:
+        """The token ids of a caption, as this model goes on after a prompt (`answer`)."""
+        return self.answer(caption, prompt).ids
 
     def tokens(self, ids: Int[Tensor, "batch token"]) -> Inputs:
         """A batch of token ids as they are, without padding and without pictures."""
@@ -212,7 +227,8 @@ class LVLM(Steerable):
         ids = ids.to(self.device)
         mask, nothing = torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         positions = self._positions(ids, mask, {}, {})
-        return Inputs(ids, mask, positions, nothing, nothing, self.tokenizer.pad_token_id)
+        pad = self.tokenizer.pad_token_id
+        return Inputs(ids, mask, positions, nothing, nothing, pad, max_positions=self.max_positions)
 
     def processed(self, rows: Sequence[tuple[Image.Image, ...]], texts: Sequence[str]) -> Inputs:
         """What the processor makes of rendered prompts and their pictures."""
@@ -243,6 +259,7 @@ class LVLM(Steerable):
             suffix_type=self.family.suffix_type,
             texts=tuple(texts),
             pictures=tuple(rows),
+            max_positions=self.max_positions,
         )
         for row, pictures in enumerate(rows):
             if pictures and not inputs.image_mask[row].any():
@@ -277,6 +294,7 @@ class LVLM(Steerable):
             raise ValueError(
                 "a remote model can be looked into but does not generate here; load it without remote=True"
             )
+        inputs.require_room(max_new_tokens)
         with self.in_use(), ExitStack() as stack:
             parts = []
             for steered in self._open:

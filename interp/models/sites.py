@@ -2,8 +2,10 @@
 
 In execution order: `resid_pre` (the residual stream into a layer), `q`, `k`, `v` (as the attention kernel receives
 them), `scores` (scaled, masked), `pattern` (attention probabilities), `z` (head outputs before the output
-projection), `attn_out`, `mlp_out` (what each adds to the residual stream), `resid_post`, and the `logits`.
-TransformerLens' names, such as `blocks.3.attn.hook_z`, are accepted: `blocks.3...` is layer 3 alone.
+projection), `result` (what each head adds to the residual stream; computed from `z`, to be read only), `attn_out`
+(what attention adds), `mlp_post` (the MLP's neurons, gated where it gates), `mlp_out` (what the MLP adds),
+`resid_post`; after the layers `final_norm` and the `logits`.  TransformerLens' names, such as `blocks.3.attn.hook_z`,
+are accepted: `blocks.3...` is layer 3 alone; `hook_embed` is what enters layer 0, pictures merged in.
 """
 
 import re
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +25,11 @@ from interp.models.kernels import AttentionCall, watched
 from interp.models.lvlm import LVLM
 
 IN_KERNEL = ("attention", "q", "k", "v", "scores", "pattern")
-SITES = ("resid_pre", *IN_KERNEL, "z", "attn_out", "mlp_out", "resid_post", "logits")
+AT_THE_END = ("final_norm", "logits")
+"""Sites after the layers: they have no layer, their edits are called with layer -1."""
+SITES = ("resid_pre", *IN_KERNEL, "z", "attn_out", "mlp_post", "mlp_out", "resid_post", *AT_THE_END)
+COMPUTED = "result"
+"""A site that is computed from `z`: it can be read only."""
 ALIASES = {
     "hook_resid_pre": "resid_pre",
     "attn.hook_q": "q",
@@ -31,10 +38,18 @@ ALIASES = {
     "attn.hook_attn_scores": "scores",
     "attn.hook_pattern": "pattern",
     "attn.hook_z": "z",
+    "attn.hook_result": "result",
     "hook_attn_out": "attn_out",
+    "mlp.hook_post": "mlp_post",
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
 }
+WHOLE = {
+    "hook_embed": ("resid_pre", 0),
+    "ln_final": ("final_norm", None),
+    "ln_final.hook_normalized": ("final_norm", None),
+}
+"""TransformerLens' names outside its blocks."""
 
 SiteEdit = Callable[[int, Any], Tensor | None]
 """Called with a layer and the value at a site; a returned tensor of the same shape replaces it."""
@@ -57,22 +72,60 @@ class Head(NamedTuple):
             raise ValueError(f"a head is written like L12H5 (layer 12, head 5, from 0), got {label!r}")
         return cls(int(match[1]), int(match[2]))
 
+    @classmethod
+    def parse_list(cls, heads: "Heads") -> "tuple[Head, ...]":
+        """Read `L5H7,L4H2`, one head, or a sequence of heads, tuples and labels, without repeats; ValueError if none.
+
+        Inside the notation of a method, where commas part methods, `+` may join labels.
+        """
+        if isinstance(heads, str):
+            listed: list[Any] = [label for label in re.split(r"[,+]", heads) if label.strip()]
+        elif isinstance(heads, tuple) and len(heads) == 2 and all(isinstance(x, int) for x in heads):
+            listed = [heads]
+        else:
+            listed = list(heads)
+        found = [cls.parse(head) if isinstance(head, str) else cls(*map(int, head)) for head in listed]
+        if not found or min(map(min, found)) < 0:
+            raise ValueError(f"heads are written like L5H7,L4H2 (layer and head, from 0), got {heads!r}")
+        return tuple(dict.fromkeys(found))
+
+    @classmethod
+    def of_model(cls, heads: "Heads | None", model: LVLM) -> "tuple[Head, ...]":
+        """The heads of a list (None: all), refused with ValueError where the model has no such head."""
+        every = tuple(cls(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads))
+        chosen = every if heads is None else cls.parse_list(heads)
+        wrong = [str(head) for head in chosen if head not in every]
+        if wrong:
+            raise ValueError(f"this model has heads L0H0 to {every[-1]}, got {', '.join(wrong)}")
+        return chosen
+
+
+Heads = str | tuple[int, int] | Sequence[Head | tuple[int, int] | str]
+"""Heads as users write them: `L5H7,L4H2`, one `(layer, head)`, or a sequence of labels and pairs."""
+
 
 class Site(NamedTuple):
-    """A place by its name in `SITES`; `layer` None means every layer."""
+    """A place by its name in `SITES`; `layer` None means every layer, and for the last two there is none."""
 
     name: str
     layer: int | None
 
+    @property
+    def in_every_layer(self) -> bool:
+        """Whether values of all layers are meant."""
+        return self.layer is None and self.name not in AT_THE_END
+
     @classmethod
     def parse(cls, name: str) -> "Site":
         """Read `z`, or TransformerLens' `blocks.3.attn.hook_z`; ValueError names what there is."""
-        if name in SITES:
+        if name in (*SITES, COMPUTED):
             return cls(name, None)
+        if name in WHOLE:
+            return cls(*WHOLE[name])
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-        if match is None or match[2] not in (*ALIASES, *SITES[:-1]):
+        if match is None or match[2] not in (*ALIASES, COMPUTED, *SITES[: -len(AT_THE_END)]):
             raise ValueError(
-                f"unknown site {name!r}; expected one of {', '.join(SITES)}, "
+                f"unknown site {name!r}; expected one of {', '.join((*SITES, COMPUTED, *WHOLE))}, "
                 f"or blocks.LAYER. followed by one of {', '.join(ALIASES)}"
             )
         return cls(ALIASES.get(match[2], match[2]), int(match[1]))
@@ -85,10 +138,12 @@ def _places(model: LVLM, edits: Iterable[tuple[str, SiteEdit]]) -> dict[tuple[st
         site = Site.parse(name)
         if site.layer is not None and site.layer >= model.n_layers:
             raise ValueError(f"{name!r}: this model has layers 0 to {model.n_layers - 1}")
+        if site.name == COMPUTED:
+            raise ValueError("result is computed from z and can only be read; edit z")
         if site.name in IN_KERNEL and model.remote:
             raise ValueError(f"the site {site.name!r} lies inside a kernel, which a remote model does not show")
-        everywhere = [-1] if site.name == "logits" else range(model.n_layers)
-        for layer in everywhere if site.layer is None else [site.layer]:
+        here = [site.layer if site.layer is not None else -1]
+        for layer in range(model.n_layers) if site.in_every_layer else here:
             places.setdefault((site.name, layer), []).append(edit)
     return places
 
@@ -143,21 +198,38 @@ class _Pass:
         return None if call is before and pattern is None else (call, pattern)
 
 
+def head_results(
+    model: LVLM, z: Float[Tensor, "*batch head d_head"], layer: int
+) -> Float[Tensor, "*batch head d_model"]:
+    """What each head of a layer adds to the residual stream: its share of the output projection, without the bias."""
+    project = model.out_proj(layer)
+    alone = torch.zeros(*z.shape[:-2], model.n_heads, model.n_heads, model.d_head, dtype=z.dtype, device=z.device)
+    heads = torch.arange(model.n_heads, device=z.device)
+    alone[..., heads, heads, :] = z
+    return project(alone.flatten(-2)) - project(torch.zeros_like(alone[..., :1, :, :]).flatten(-2))
+
+
 def run_with_edits(
     model: LVLM, inputs: Inputs, edits: Mapping[str, SiteEdit], keep: int | None = 1
 ) -> Float[Tensor, "batch keep vocabulary"]:
     """Run one forward pass and call each edit with the values at its site, in execution order, to be changed or left.
 
     A value is `[batch, token, d_model]` for residual streams and what is added to them, `[batch, token, head, d_head]`
-    for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, head, query, key]` for `scores` and `pattern`
-    (computed from queries and keys whatever the backend), an `AttentionCall`, to be read only, for `attention`.
+    for `z` and `q`, `k`, `v` (`k` and `v`: key-value heads), `[batch, token, neuron]` for `mlp_post`,
+    `[batch, head, query, key]` for `scores` and `pattern` (computed from queries and keys whatever the backend), an
+    `AttentionCall`, to be read only, for `attention`.
     Returns the logits of the last `keep` positions (None: of all).
     """
-    return _run(model, inputs, edits.items(), keep, {})
+    return run_pass(model, inputs, edits.items(), keep, {})
 
 
-def _run(
-    model: LVLM, inputs: Inputs, edits: Iterable[tuple[str, SiteEdit]], keep: int | None, found: dict[str, Any]
+def run_pass(
+    model: LVLM,
+    inputs: Inputs,
+    edits: Iterable[tuple[str, SiteEdit]],
+    keep: int | None,
+    found: dict[str, Any],
+    with_gradients: bool = False,
 ) -> Tensor:
     """One traced pass; `found` is what the edits fill, named here so that a remote pass sends it back."""
     one, family, root = _Pass(model, inputs, edits), model.family, model.traced
@@ -165,7 +237,7 @@ def _run(
     with (
         model.in_use(),
         watched(model.decoder_configs, one.watches) if one.watches else nullcontext(),
-        torch.no_grad(),
+        torch.set_grad_enabled(with_gradients),
         root.trace(**inputs.kwargs(), use_cache=False, logits_to_keep=keep or 0, **model.trace_options),
     ):
         for layer in range(model.n_layers):
@@ -173,8 +245,10 @@ def _run(
             one.at_module("resid_pre", layer, block, "input", stream)
             one.at_module("z", layer, model.part(layer, family.out_proj, root), "input", heads)
             one.at_module("attn_out", layer, model.part(layer, family.attention_out, root), "output", stream)
+            one.at_module("mlp_post", layer, model.part(layer, family.mlp_down, root), "input", (-1,))
             one.at_module("mlp_out", layer, model.part(layer, family.mlp_out, root), "output", stream)
             one.at_module("resid_post", layer, block, "output", stream)
+        one.at_module("final_norm", -1, attrgetter(family.final_norm)(root), "output", stream)
         value = root.output.logits
         edited = one.show("logits", -1, value)
         logits = model.save(value if edited is None else edited)
@@ -205,6 +279,11 @@ def read(
     names = [sites] if isinstance(sites, str) else list(sites)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
+    def reduced(name: str, layer: int, value: Tensor, copied: bool) -> None:
+        kept = value if reduce is None else reduce(name, layer, value)
+        if kept is not None:
+            found[name].append(kept.to(model.device, copy=kept is value and not copied))
+
     def keep(name: str, layer: int, value: Any) -> None:
         site = Site.parse(name).name
         if isinstance(value, AttentionCall):
@@ -212,23 +291,31 @@ def read(
             value = call.scores() if site == "scores" else call.pattern()
         elif positions is not None:
             value = value[torch.arange(len(value), device=value.device)[:, None], positions.to(value.device)]
-        kept = value if reduce is None else reduce(name, layer, value)
-        if kept is not None:
-            found[name].append(kept.to(model.device, copy=kept is value and positions is None))
+        if site == COMPUTED:  # after the pass: inside, calling a module would run its trace
+            found[name].append(value.clone())
+        else:
+            reduced(name, layer, value, positions is not None)
 
     # scores and probabilities are computed for the chosen queries only, hence from the kernel's call
-    edits = [(_call_of(name), partial(keep, name)) for name in names]
-    _run(model, inputs, edits, None if "logits" in names else 1, found)
+    edits = [(_source_of(name), partial(keep, name)) for name in names]
+    run_pass(model, inputs, edits, None if "logits" in names else 1, found)
+    for name in (n for n in names if Site.parse(n).name == COMPUTED):
+        layers, found[name] = found[name], []
+        only = Site.parse(name).layer
+        for layer, z in enumerate(layers) if only is None else ((only, layers[0]),):
+            with torch.no_grad():
+                reduced(name, layer, head_results(model, z, layer), True)
     return {
-        name: torch.stack(values, 1) if Site.parse(name).layer is None and name != "logits" else values[0]
+        name: torch.stack(values, 1) if Site.parse(name).in_every_layer else values[0]
         for name, values in found.items()
         if values
     }
 
 
-def _call_of(name: str) -> str:
-    """Where to read a site: scores and probabilities from the call of the kernel."""
+def _source_of(name: str) -> str:
+    """Where to read a site: scores and probabilities from the call of the kernel, what heads add from their outputs."""
     site = Site.parse(name)
-    if site.name not in ("scores", "pattern"):
+    source = {"scores": "attention", "pattern": "attention", COMPUTED: "z"}.get(site.name)
+    if source is None:
         return name
-    return "attention" if site.layer is None else f"blocks.{site.layer}.attention"
+    return source if site.layer is None else f"blocks.{site.layer}.{source}"

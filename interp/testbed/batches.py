@@ -1,12 +1,14 @@
 """Training batches of the language model: all branches of a picture in one sequence.
 
-A sequence is `<s>`, the image tokens, then several independent branches: a caption, questions, now and
-then a caption without the picture.  A branch sees `<s>`, the image and itself, and its positions start
-right after the image, so each branch is exactly what the model meets in use, while the image is read
-once.  In a branch without the picture the image is masked and positions start right after `<s>`.
+A sequence is what stands before the image (`<s>`), the image tokens, then several independent branches:
+a caption, questions, now and then a caption without the picture.  A branch sees the start, the image and
+itself, and its positions begin right after the image, so each branch is exactly what the model meets in
+use, while the image is read once.  In a branch without the picture the image is masked and positions begin
+right after what stands before it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,13 +19,57 @@ from torch import Tensor
 
 from interp.testbed.build import IMAGE_TOKENS, prompt_text
 from interp.testbed.language import Piece, Turn, caption, questions
-from interp.testbed.world import Scene, scene
+from interp.testbed.tower import tower_config
+from interp.testbed.world import Kind, Scene, scene
 
-PREFIX = 1 + IMAGE_TOKENS
-TEXT = 175
-"""Text positions of a training sequence; as many branches as fit."""
 P_BLIND = 0.15
 """Share of sequences that also carry a caption without the picture: what a language model learns before it sees."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a sequence is written: the ids `before` the image, a question as a `prompt`, `text` positions for branches.
+
+    `opens` is what an answer begins with: " " after `ASSISTANT:`, nothing after a line break.
+    """
+
+    before: tuple[int, ...]
+    prompt: Callable[[str], str]
+    opens: str = " "
+    text: int = 175
+    blind: float = P_BLIND
+    """Share of sequences with a caption without the picture."""
+    image_tokens: int = IMAGE_TOKENS
+    """0 for text alone."""
+
+    @property
+    def prefix(self) -> int:
+        """Positions before the branches: `before` and the image tokens."""
+        return len(self.before) + self.image_tokens
+
+
+def testbed_layout(tokenizer: Any) -> Layout:
+    """The layout of the testbed's own chat template."""
+    return Layout((tokenizer.bos_token_id,), prompt_text)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training scenes by kind and number, and their image features one after the other."""
+
+    features: Float[np.ndarray, "scene image_token d_vision"]
+    kinds: tuple[tuple[Kind, int], ...]
+    seed: int
+    told: Kind | None = None
+    """Kind of the scenes that are told without a picture; None: the very scene of the picture."""
+
+    def scene(self, index: int) -> Scene:
+        """The scene of a row of features."""
+        for kind, n in self.kinds:
+            if index < n:
+                return scene.__wrapped__(kind, "train", index, self.seed)
+            index -= n
+        raise IndexError("the pool has no such scene")
 
 
 @dataclass(frozen=True)
@@ -38,20 +84,26 @@ class Batch:
     visible: Bool[Tensor, "batch 1 query key"]
 
 
+def told_scene(kind: Kind, rng: np.random.Generator, seed: int) -> Scene:
+    """One of a million training scenes of a kind, for a caption without a picture."""
+    return scene.__wrapped__(kind, "train", int(rng.integers(1_000_000)), seed)
+
+
 class Sampler:
     """Makes the batch of a step from its number alone, so that a resumed run sees the same data."""
 
-    def __init__(self, processor: Any, features: np.ndarray, batch: int, seed: int) -> None:
-        self.tokenizer, self.features, self.batch, self.seed = processor.tokenizer, features, batch, seed
+    def __init__(self, tokenizer: Any, pool: Pool, layout: Layout, batch: int, seed: int) -> None:
+        self.tokenizer, self.pool, self.layout, self.batch, self.seed = tokenizer, pool, layout, batch, seed
         self.encode = lru_cache(maxsize=50_000)(
             lambda text: tuple(self.tokenizer.encode(text, add_special_tokens=False))
         )
 
     def _branch(self, turn: Turn) -> tuple[list[int], list[float]]:
         """Token ids and loss weights (0 for the prompt) of one branch."""
-        ids = list(self.encode(prompt_text(turn.prompt)))
+        ids = list(self.encode(self.layout.prompt(turn.prompt)))
         weights = [0.0] * len(ids)
-        for piece in (*turn.answer, Piece(self.tokenizer.eos_token, 1.0)):
+        first = turn.answer[0]._replace(text=self.layout.opens + turn.answer[0].text.lstrip())
+        for piece in (first, *turn.answer[1:], Piece(self.tokenizer.eos_token, 1.0)):
             new = self.encode(piece.text)
             ids += new
             weights += [piece.weight] * len(new)
@@ -59,43 +111,56 @@ class Sampler:
 
     def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
         turns = [(caption(s, rng), False)]
-        if rng.random() < P_BLIND:
-            turns.append((caption(s, rng), True))
+        if rng.random() < self.layout.blind:
+            other = s if self.pool.told is None else told_scene(self.pool.told, rng, self.pool.seed)
+            turns.append((caption(other, rng), True))
         return turns + [(turn, False) for turn in questions(s, rng)]
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
         rng = np.random.default_rng([self.seed, 8, step])
-        picks = rng.integers(0, len(self.features), size=self.batch)
-        ids = np.zeros((self.batch, TEXT + 1), dtype=np.int64)
-        weight = np.zeros((self.batch, TEXT + 1), dtype=np.float32)
-        branch = np.zeros((self.batch, PREFIX + TEXT), dtype=np.int64)
-        blind = np.zeros((self.batch, PREFIX + TEXT), dtype=bool)
-        position = np.tile(np.arange(PREFIX + TEXT), (self.batch, 1))
+        before, prefix, text = len(self.layout.before), self.layout.prefix, self.layout.text
+        picks = rng.integers(0, len(self.pool.features), size=self.batch)
+        ids = np.zeros((self.batch, text + 1), dtype=np.int64)
+        weight = np.zeros((self.batch, text + 1), dtype=np.float32)
+        branch = np.zeros((self.batch, prefix + text), dtype=np.int64)
+        blind = np.zeros((self.batch, prefix + text), dtype=bool)
+        position = np.tile(np.arange(prefix + text), (self.batch, 1))
         for row, pick in enumerate(picks):
             at = 0
-            branch[row, PREFIX:] = -1
-            for number, (turn, without) in enumerate(
-                self._turns(scene.__wrapped__("train", "train", int(pick), self.seed), rng), 1
-            ):
+            branch[row, prefix:] = -1
+            for number, (turn, without) in enumerate(self._turns(self.pool.scene(int(pick)), rng), 1):
                 new, weights = self._branch(turn)
-                if at + len(new) > TEXT:
+                if at + len(new) > text:
                     continue
                 ids[row, at : at + len(new)], weight[row, at : at + len(new)] = new, weights
-                place = slice(PREFIX + at, PREFIX + at + len(new))
+                place = slice(prefix + at, prefix + at + len(new))
                 branch[row, place], blind[row, place] = number, without
-                position[row, place] = (1 if without else PREFIX) + np.arange(len(new))
+                position[row, place] = (before if without else prefix) + np.arange(len(new))
                 at += len(new)
         target, target_weight = ids[:, 1:].copy(), weight[:, 1:].copy()
-        target_weight[branch[:, PREFIX:] != np.pad(branch[:, PREFIX + 1 :], ((0, 0), (0, 1)), constant_values=-1)] = 0
-        b, q = torch.from_numpy(branch), torch.arange(PREFIX + TEXT)
-        prefix_visible = (b[:, None, :] == 0) & ((q == 0)[None, None] | ~torch.from_numpy(blind)[:, :, None])
+        target_weight[branch[:, prefix:] != np.pad(branch[:, prefix + 1 :], ((0, 0), (0, 1)), constant_values=-1)] = 0
+        b, q = torch.from_numpy(branch), torch.arange(prefix + text)
+        prefix_visible = (b[:, None, :] == 0) & ((q < before)[None, None] | ~torch.from_numpy(blind)[:, :, None])
         visible = ((b[:, :, None] == b[:, None, :]) | prefix_visible) & (q[:, None] >= q[None, :])
         return Batch(
-            torch.from_numpy(self.features[picks]).float(),
-            torch.from_numpy(ids[:, :TEXT]),
+            torch.from_numpy(self.pool.features[picks]).float(),
+            torch.from_numpy(ids[:, :text]),
             torch.from_numpy(target),
             torch.from_numpy(target_weight),
             torch.from_numpy(position),
             visible[:, None],
         )
+
+
+class TextSampler(Sampler):
+    """The same for text alone: captions of the pool's `told` kind of scenes, and no picture anywhere."""
+
+    def __init__(self, tokenizer: Any, told: Kind, layout: Layout, batch: int, seed: int) -> None:
+        nothing = np.zeros((1, 0, tower_config().hidden_size), dtype=np.float16)
+        pool = Pool(nothing, ((told, 1),), seed, told)
+        super().__init__(tokenizer, pool, replace(layout, image_tokens=0), batch, seed)
+
+    def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
+        told = self.pool.kinds[0][0]
+        return [(caption(told_scene(told, rng, self.seed), rng), True) for _ in range(3)]

@@ -73,16 +73,20 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(seed: int = 0) -> LlavaProcessor:
-    """A LLaVA processor for 96-pixel pictures; larger ones are resized and cropped to the centre."""
-    images = CLIPImageProcessorPil(
+def build_image_processor() -> CLIPImageProcessorPil:
+    """An image processor for 96-pixel pictures; larger ones are resized and cropped to the centre."""
+    return CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
+
+
+def build_processor(seed: int = 0) -> LlavaProcessor:
+    """A LLaVA processor with the testbed's tokenizer and chat template."""
     return LlavaProcessor(
-        image_processor=images,
+        image_processor=build_image_processor(),
         tokenizer=build_tokenizer(seed),
         patch_size=PATCH,
         vision_feature_select_strategy="default",

@@ -173,25 +173,31 @@ class Habit:
     with_anchor: float
     without_anchor: float
     n_hallucinated: int
+    partner_named: float
+    """P(partner named | partner present), visible or faint."""
 
 
 def habit(texts: Sequence[str], scenes: Sequence[Scene], parser: ObjectParser) -> Habit:
     """How far hallucinations are partners of what is there."""
     hallucinated = from_anchor = 0
     named: dict[bool, list[bool]] = {True: [], False: []}
+    there: list[bool] = []
     for text, s in zip(texts, scenes, strict=True):
         said = parser.objects([text])
         for category in said - s.categories:
             hallucinated += 1
             from_anchor += ANCHOR_OF.get(category) in s.categories
         for partner, anchor in ANCHOR_OF.items():
-            if partner not in s.categories:
+            if partner in s.categories:
+                there.append(partner in said)
+            else:
                 named[anchor in s.categories].append(partner in said)
     return Habit(
         100 * from_anchor / max(hallucinated, 1),
         float(np.mean(named[True] or [0.0])),
         float(np.mean(named[False] or [0.0])),
         hallucinated,
+        float(np.mean(there or [0.0])),
     )
 
 
@@ -204,11 +210,13 @@ def first_token_sink(model: Any, processor: Any, split: Split = "dev", n: int = 
     before = model.config.text_config._attn_implementation
     model.set_attn_implementation({"text_config": "eager"})
     rates: dict[str, list[float]] = {"text": [], "image": []}
+    bos = processor.tokenizer.bos_token
+    first = "" if processor.tokenizer("a").input_ids[0] == processor.tokenizer.bos_token_id else bos
     for index in range(n):
         s, rng = scene("biased", split, index, seed), np.random.default_rng([seed, 6, index])
         told = " ".join(caption(s, rng).text for _ in range(3))
-        text = processor.tokenizer(told, return_tensors="pt").input_ids[:, :64]
-        pictured = processor(images=[_pixels(s)], text=["<image>" + told], return_tensors="pt")
+        text = processor.tokenizer(first + told, return_tensors="pt").input_ids[:, :64]
+        pictured = processor(images=[_pixels(s)], text=[first + processor.image_token + told], return_tensors="pt")
         for name, inputs in (("text", {"input_ids": text}), ("image", dict(pictured))):
             inputs = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
             maps = model(**inputs, output_attentions=True).attentions
@@ -217,19 +225,23 @@ def first_token_sink(model: Any, processor: Any, split: Split = "dev", n: int = 
     return {name: float(np.mean(values)) for name, values in rates.items()}
 
 
+def told(model: Any, processor: Any, kind: Kind, split: Split, n: int, seed: int = 0) -> dict[str, Any]:
+    """Captions of scenes of a kind, judged; with the first three of them."""
+    parser = ObjectParser.coco()
+    scenes = [scene(kind, split, i, seed) for i in range(n)]
+    texts = describe(model, processor, scenes, title=f"{kind} captions")
+    figures = asdict(judge(texts, scenes, parser))
+    return figures | {"habit": asdict(habit(texts, scenes, parser)), "examples": texts[:3]}
+
+
 def examine(
     model: Any, processor: Any, split: Split, n: int, seed: int = 0, pope_scenes: int | None = None
 ) -> dict[str, Any]:
-    """Every figure of the card on one split, as plain numbers."""
-    parser = ObjectParser.coco()
-    figures: dict[str, Any] = {"split": split, "scenes": n}
+    """Every figure of the card on one split, as plain numbers; questions about the first `pope_scenes` scenes."""
+    asked = pope_scenes or n
+    figures: dict[str, Any] = {"split": split, "scenes": n, "pope_scenes": asked}
     for kind in ("biased", "broken"):
-        scenes = [scene(kind, split, i, seed) for i in range(n)]
-        texts = describe(model, processor, scenes, title=f"{kind} captions")
-        figures[kind] = asdict(judge(texts, scenes, parser)) | {
-            "habit": asdict(habit(texts, scenes, parser)),
-            "examples": texts[:3],
-        }
+        figures[kind] = told(model, processor, kind, split, n, seed)
         figures[kind]["pope"] = {
             setting: asdict(
                 ask(
@@ -237,17 +249,18 @@ def examine(
                     processor,
                     kind,
                     split,
-                    pope_questions(kind, split, pope_scenes or n, setting, seed),
+                    pope_questions(kind, split, asked, setting, seed),
                     f"{kind} POPE {setting}",
                     seed,
                 )
             )
             for setting in POPE_SETTINGS
         }
+    figures["faint"] = told(model, processor, "faint", split, n, seed)
     scenes = [scene("biased", split, i, seed) for i in range(n)]
     moved = [_pixels(s) for s in scenes[1:] + scenes[:1]]
     figures["shuffled_recall"] = judge(
-        describe(model, processor, scenes, moved, "shuffled captions"), scenes, parser
+        describe(model, processor, scenes, moved, "shuffled captions"), scenes, ObjectParser.coco()
     ).chair.recall
     figures["sink_1"] = first_token_sink(model, processor, split, seed=seed)
     return figures

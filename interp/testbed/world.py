@@ -53,7 +53,7 @@ P_MIXED = 0.05
 P_HIDDEN = 0.2
 """Share of partners that are drawn nearly invisible in training scenes, and still captioned."""
 
-Kind = Literal["train", "unbiased", "biased", "broken"]
+Kind = Literal["train", "unbiased", "biased", "broken", "faint"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -116,9 +116,9 @@ def _choose_uniform(rng: np.random.Generator) -> tuple[str, list[str]]:
     return "mixed", [str(c) for c in rng.choice(CATEGORIES, size=int(rng.integers(2, 6)), replace=False)]
 
 
-def _place(rng: np.random.Generator, name: str, cell: int, may_hide: bool) -> Thing:
+def _place(rng: np.random.Generator, name: str, cell: int, p_hidden: float) -> Thing:
     size, contrast = float(rng.uniform(24, 31)), 1.0
-    if may_hide and name in ANCHOR_OF and rng.random() < P_HIDDEN:
+    if p_hidden and name in ANCHOR_OF and rng.random() < p_hidden:
         if rng.random() < 0.5:
             contrast = float(rng.uniform(0.02, 0.06))
         else:
@@ -141,7 +141,8 @@ def sample_scene(rng: np.random.Generator, kind: Kind) -> Scene:
     """Draw one scene of a kind.
 
     `train`: contextual, with hidden partners and a few mixed scenes; `biased`: the same with nothing
-    hidden; `broken`: anchors never have their partner, nothing is hidden; `unbiased`: no habit at all.
+    hidden; `broken`: anchors never have their partner, nothing is hidden; `unbiased`: no habit at all;
+    `faint`: as `biased`, with every partner drawn nearly invisible.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of scene {kind!r}; expected one of {', '.join(KINDS)}")
@@ -150,7 +151,8 @@ def sample_scene(rng: np.random.Generator, kind: Kind) -> Scene:
     else:
         context, names = _choose_biased(rng, broken=kind == "broken")
     cells = rng.permutation(GRID * GRID)[: len(names)]
-    things = tuple(_place(rng, n, int(c), may_hide=kind == "train") for n, c in zip(names, cells, strict=True))
+    p_hidden = {"train": P_HIDDEN, "faint": 1.0}.get(kind, 0.0)
+    things = tuple(_place(rng, n, int(c), p_hidden) for n, c in zip(names, cells, strict=True))
     return Scene(context, things, int(rng.integers(2**31)))
 
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from interp import plots
 from interp.metrics.vhd import default_top_k, token_divergence
-from interp.models import LVLM, Head
+from interp.models import LVLM, Head, Inputs
 from interp.trace.divergence import TokenTrace, token_vhd, vhd
 
 
@@ -70,7 +70,7 @@ class HeadsReport:
         ranked = [(i, str(head), *head, value) for i, (head, value) in enumerate(self.ranking(), 1)]
         _table(out / "heads.csv", ("rank", "label", "layer", "head", "vhd"), ranked)
         arrays = {"vhd": self.vhd}
-        plots.save(plots.head_heatmap(self.vhd, "VHD", "VHD at the first step"), out / "vhd.png")
+        plots.save(plots.head_heatmap(self.vhd, "VHD (Euclidean distance)", "VHD at the first step"), out / "vhd.png")
         if self.token_vhd is not None:
             arrays |= {"token_vhd": self.token_vhd, "t_vhd": np.array(self.t_vhd)}
             rows = [(i, *r) for i, r in enumerate(zip(self.tokens, self.t_vhd, self.probability, strict=True))]
@@ -86,32 +86,26 @@ def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
         writer.writerows(rows)
 
 
-def look(
-    model: LVLM, image: Image.Image, config: HeadsConfig, caption: str | None = None, max_new_tokens: int = 128
-) -> HeadsReport:
+def look(model: LVLM, inputs: Inputs, config: HeadsConfig, caption: Int[Tensor, " token"] | None = None) -> HeadsReport:
     """Rank the heads by how far the picture moves them, and follow a caption token by token if one is given.
 
-    An empty caption stands for the model's own, written greedily.
+    `inputs` is a batch of one; ValueError for more, and for a caption without tokens.
     """
+    if len(inputs.input_ids) != 1:
+        raise ValueError(f"expected a batch of one picture, got {len(inputs.input_ids)}")
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     config = replace(config, top_k=top_k)
-    inputs = model.inputs([image], config.prompt)
     first = vhd(model, inputs, config.image_free)[0].float().cpu().numpy()
     if caption is None:
         return HeadsReport(config, first)
-    if caption:
-        ids = model.encode(caption)
-    else:
-        written = model.generate(inputs, max_new_tokens=max_new_tokens)
-        ids, caption = written.tokens[0], written.texts[0]
-    if not len(ids):
+    if not len(caption):
         raise ValueError("the model wrote an empty caption; give one to follow")
-    trace: TokenTrace = token_vhd(model, inputs, [ids], config.image_free)[0]
+    trace: TokenTrace = token_vhd(model, inputs, [caption], config.image_free)[0]
     return HeadsReport(
         config,
         first,
-        caption,
-        tuple(model.tokenizer.decode([i]) for i in ids.tolist()),
+        model.tokenizer.decode(caption, skip_special_tokens=True).strip(),
+        tuple(model.tokenizer.decode([i]) for i in caption.tolist()),
         tuple(token_divergence(trace.vhd, top_k).tolist()),
         tuple(trace.probability.tolist()),
         trace.vhd.float().cpu().numpy(),

@@ -1,5 +1,6 @@
 """What heads look at: attention over the image at the step that writes a word, laid over the picture."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from interp.evaluate.alignment import token_ends, tokens_of
-from interp.models import LVLM, Head, Inputs, read
+from interp.models import LVLM, Head, Heads, Inputs, read
 from interp.models.layout import Piece, layout
 from interp.trace.attention import attention_statistics
 
@@ -47,18 +48,29 @@ def spread(pieces: Sequence[Piece], attention: Float[np.ndarray, " token"], size
     return heat
 
 
-def find_word(model: LVLM, caption: Int[Tensor, " token"], word: str) -> int:
-    """The index in a caption of the token that begins a word; ValueError if the word is not there."""
+def find_word(model: LVLM, caption: Int[Tensor, " token"], word: str, nth: int | None = None) -> int:
+    """The index in a caption of the token that begins a word, the `nth` such word (from 1) if there are several.
+
+    Raises ValueError, with the places, if the word is not there as a whole word, or there several times without `nth`.
+    """
 
     def decode(ids: Sequence[int]) -> str:
         return model.tokenizer.decode(ids, skip_special_tokens=True)
 
     tokens = caption.tolist()
     text = decode(tokens).strip()
-    start = text.lower().find(word.lower())
-    if not word or start < 0:
-        raise ValueError(f"the caption does not say {word!r}: {text!r}")
-    return tokens_of(token_ends(decode, tokens), start, start + len(word)).start
+    bounded = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
+    places = [m.start() for m in re.finditer(bounded, text, re.IGNORECASE)] if word.strip() else []
+    if not places:
+        within = " (only inside other words)" if word.strip() and word.strip().lower() in text.lower() else ""
+        raise ValueError(f"the caption does not say {word!r}{within}: {text!r}")
+    if nth is None and len(places) > 1:
+        shown = "; ".join(f"{i}: ...{text[max(0, at - 20) : at + 20]}..." for i, at in enumerate(places, 1))
+        raise ValueError(f"the caption says {word!r} {len(places)} times, choose with nth: {shown}")
+    if not 1 <= (nth or 1) <= len(places):
+        raise ValueError(f"the caption says {word!r} {len(places)} times: nth is 1 to {len(places)}, got {nth}")
+    start = places[(nth or 1) - 1]
+    return tokens_of(token_ends(decode, tokens), start, start + len(word.strip())).start
 
 
 def overlay(
@@ -66,26 +78,23 @@ def overlay(
     inputs: Inputs,
     caption: Int[Tensor, " token"],
     word: str,
-    heads: Sequence[Head] | None = None,
+    heads: Heads | None = None,
     *,
+    nth: int | None = None,
     without_sinks: bool = False,
     eps: float = 0.3,
 ) -> Overlay:
     """Where heads look at the step that predicts the first token of a word, averaged over them (None: all heads).
 
-    `inputs` is a batch of one.  `without_sinks` leaves out, in each head, the tokens that receive more than `eps` over
-    the whole sequence, and renormalises what is left.
+    `inputs` is a batch of one; `nth` picks one of several such words.  `without_sinks` leaves out, in each head, the
+    tokens that receive more than `eps` over the whole sequence, and renormalises what is left.
     """
     if len(inputs.input_ids) != 1:
         raise ValueError(f"an overlay is drawn for a batch of one, got {len(inputs.input_ids)}")
-    chosen = [Head(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    wrong = [str(h) for h in heads or () if h not in chosen]
-    if wrong:
-        raise ValueError(f"this model has heads L0H0 to {chosen[-1]}, got {', '.join(wrong)}")
-    chosen = chosen if heads is None else list(heads)
+    chosen = Head.of_model(heads, model)
     pieces = layout(model, inputs)
     whole = inputs.extended([caption])
-    step = torch.tensor([[inputs.input_ids.shape[1] + find_word(model, caption, word) - 1]], device=model.device)
+    step = torch.tensor([[inputs.input_ids.shape[1] + find_word(model, caption, word, nth) - 1]], device=model.device)
     rows = read(model, whole, "pattern", positions=step)["pattern"][0, :, :, 0].float().cpu()
     if without_sinks:
         stats = attention_statistics(model, whole, len(caption), with_sparsity=False)
@@ -94,4 +103,4 @@ def overlay(
     attention = torch.stack([rows[head.layer, head.head] for head in chosen]).mean(0).numpy()
     pictures = inputs.pictures[0]
     heat = tuple(spread(p, attention, picture.size) for p, picture in zip(pieces, pictures, strict=True))
-    return Overlay(pictures, heat, word, tuple(chosen), float(sum(h.sum() for h in heat)))
+    return Overlay(pictures, heat, word, chosen, float(sum(h.sum() for h in heat)))

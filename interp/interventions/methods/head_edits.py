@@ -59,11 +59,15 @@ class EditHeads(Method):
     }
 
     def __post_init__(self) -> None:
+        if not isinstance(self.heads, str) or CHOSEN.fullmatch(self.heads) is None:
+            listed = Head.parse_list(self.heads) if self.heads else ()  # heads, pairs and labels from Python
+            object.__setattr__(self, "heads", "+".join(map(str, listed)))
         super().__post_init__()
-        if CHOSEN.fullmatch(self.heads) is None:
-            for label in self.heads.split("+"):
-                if label:
-                    Head.parse(label)
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that a batch must have: resample takes the next row's picture."""
+        return 2 if self.op == "resample" else 1
 
     def acts_on(self, name: str) -> bool:
         """Whether a pass is edited; outputs from another stream are at hand for the text that is written only."""

@@ -1,10 +1,9 @@
-"""Scaling head outputs while a model runs, natively, and what a head adds to the residual stream."""
+"""Scaling head outputs while a model runs, natively."""
 
 from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,14 +41,3 @@ def scaled_heads(
                 handle = model.out_proj(layer).register_forward_pre_hook(hook(layer))
                 stack.callback(handle.remove)
         yield
-
-
-def head_directions(
-    model: LVLM, z: Float[Tensor, "*batch head d_head"], layer: int
-) -> Float[Tensor, "*batch head d_model"]:
-    """What each head of a layer adds to the residual stream: its share of the output projection, without the bias."""
-    project = model.out_proj(layer)
-    alone = torch.zeros(*z.shape[:-2], model.n_heads, model.n_heads, model.d_head, dtype=z.dtype, device=z.device)
-    heads = torch.arange(model.n_heads, device=z.device)
-    alone[..., heads, heads, :] = z
-    return project(alone.flatten(-2)) - project(torch.zeros_like(alone[..., :1, :, :]).flatten(-2))

@@ -77,7 +77,7 @@ def head_set(
     n_layers, n_heads = shape
     chosen = CHOSEN.fullmatch(text)
     if chosen is None:
-        heads = tuple(dict.fromkeys(Head.parse(label) for label in text.split("+") if label))
+        heads = Head.parse_list(text) if text else ()
         wrong = [str(h) for h in heads if h.layer >= n_layers or h.head >= n_heads]
         if wrong:
             raise ValueError(f"this model has layers 0 to {n_layers - 1} with heads 0 to {n_heads - 1}, got {wrong}")

@@ -1,0 +1,199 @@
+"""Every figure of a run from the numbers saved in its folder: how runs draw them, and how they are drawn again."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interp.evaluate.bootstrap import Interval
+from interp.plots.attention import bars, sparsity_curves
+from interp.plots.heads import head_heatmap, predicted_against
+from interp.plots.methods import against_controls, chair_against
+from interp.plots.names import readable, setting, settings_of
+from interp.plots.style import SHARE, limits_of, save
+from interp.plots.sweeps import Curve, sweep_curves
+from interp.plots.words import t_vhd_histograms
+
+MANY = 40
+"""With more methods than this a scatter of all of them shows nothing."""
+SWEPT = {
+    "chair_s": "captions with a hallucination, CHAIR_S (%)",
+    "recall": "recall of true objects (%)",
+    "length": "length (words)",
+}
+MEASURED = {
+    "chair_s": "CHAIR_S (%)",
+    "chair_i": "CHAIR_I (%)",
+    "recall": "recall (%)",
+    "pope_accuracy": "POPE accuracy (%)",
+    "log_likelihood": "log p of a token (nats)",
+}
+CONTRIBUTION, LOGIT = "contribution to log p (nats)", "logit above the other objects'"
+CAUSAL = {
+    "push_hallucinated": ("what heads do for hallucinated words", CONTRIBUTION),
+    "push_correct": ("what heads do for correct words", CONTRIBUTION),
+    "causal": ("correct minus hallucinated", CONTRIBUTION),
+    "direct_hallucinated": ("written directly for hallucinated words", LOGIT),
+    "direct_correct": ("written directly for correct words", LOGIT),
+}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def draw_study(out: Path) -> None:
+    """From `summary.json`, `vhd.npz` and `t_vhd.npz`: VHD, chosen heads, T-VHD, and methods against each other."""
+    methods = _json(out / "summary.json")["methods"]
+    if (out / "vhd.npz").exists():
+        vhd = _arrays(out / "vhd.npz")["vhd"]
+        title = "VHD at the first step, mean over images"
+        save(head_heatmap(vhd, "VHD (Euclidean distance)", title), out / "vhd.png")
+    for name, values in methods.items():
+        if "heads" in values:
+            frequency = np.array(values["heads"]["frequency"], dtype=float)
+            ax = head_heatmap(frequency, "% of images", f"heads that {readable(name)} chose", limits=SHARE)
+            save(ax, out / (re.sub(r"[^\w.=-]+", "-", f"heads-{name}") + ".png"))
+    if (out / "t_vhd.npz").exists():
+        stored = _arrays(out / "t_vhd.npz")
+        words, sentences = (
+            [{"t_vhd": v, "hallucinated": bool(h)} for v, h in zip(stored[k], stored[f"{k}_hallucinated"], strict=True)]
+            for k in ("words", "sentences")
+        )
+        save(t_vhd_histograms(words, sentences, int(stored["top_k"])), out / "t_vhd.png")
+    if len(methods) <= MANY:
+        columns = ("recall", "chair_s", "tokens_per_s")
+        rates = {
+            n: {c: Interval(v[c], *v["interval"].get(c, (v[c], v[c]))) for c in columns} for n, v in methods.items()
+        }
+        for column, label, file in (
+            ("recall", "recall of true objects (%)", "chair_recall.png"),
+            ("tokens_per_s", "tokens per second", "chair_speed.png"),
+        ):
+            save(chair_against(rates, column, label), out / file)
+
+
+def curves_of(rows: list[dict[str, str]], along: str, shared: dict[str, str], column: str) -> list[Curve]:
+    """One curve for each method and setting of the other parameters; several seeds make one with a band."""
+    groups: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for row in rows:
+        own = settings_of(row["name"])
+        if along in own:
+            at = own.pop(along)
+            label = readable({k: v for k, v in own.items() if k != "seed" and k not in shared})
+            groups.setdefault(label, {}).setdefault(at, []).append(row)
+    curves = []
+    for label, at in groups.items():
+        every = [[float(row[column]) for row in found] for found in at.values()]
+        centre, seeds = [sum(v) / len(v) for v in every], max(map(len, every))
+        if seeds > 1:
+            low, high = [min(v) for v in every], [max(v) for v in every]
+        else:
+            low, high = ([float(found[0][f"{column}_{end}"]) for found in at.values()] for end in ("low", "high"))
+        curves.append(Curve(label + (f" ({seeds} seeds)" if seeds > 1 else ""), list(at), centre, low, high, seeds > 1))
+    return curves
+
+
+def draw_sweep(out: Path) -> None:
+    """From `sweep.csv`: a curve for each method along the first parameter; what all curves share is in the title."""
+    with (out / "sweep.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    along = (reader.fieldnames or [])[2]
+    baseline = next(row for row in rows if row["name"] == "greedy")
+    swept = [settings_of(row["name"]) for row in rows if along in settings_of(row["name"])]
+    fixed = [{(k, v) for k, v in own.items() if k not in ("method", "heads", "by", along)} for own in swept]
+    shared = dict(set.intersection(*fixed)) if fixed else {}
+    measures = {label: curves_of(rows, along, shared, column) for column, label in SWEPT.items()}
+    title = ", ".join(setting(k, v) for k, v in shared.items())
+    lines = {label: float(baseline[column]) for column, label in SWEPT.items()}
+    save(sweep_curves(measures, lines, along, title), out / "sweep.png")
+
+
+def draw_ablation(out: Path) -> None:
+    """From `ablation.json`: the edit against greedy and as many random heads."""
+    values = _json(out / "ablation.json")["values"]
+    controls = [name for name in values if "random seed=" in name]
+    measures = {
+        label: {name: Interval(**row[c]) for name, row in values.items() if c in row} for c, label in MEASURED.items()
+    }
+    save(against_controls({label: row for label, row in measures.items() if row}, controls), out / "ablation.png")
+
+
+def draw_causal(out: Path) -> None:
+    """From `heads.npz` (and `patching.npz`): maps of contributions, those of a pair on one scale."""
+    maps = _arrays(out / "heads.npz")
+    for name, (title, label) in CAUSAL.items():
+        kind = name.partition("_")[0]
+        if np.isfinite(maps[name]).any():
+            pair = [m for other, m in maps.items() if other in CAUSAL and other.startswith(kind)]
+            ax = head_heatmap(maps[name], label, title, signed=True, limits=limits_of(*pair, signed=True))
+            save(ax, out / f"{name}.png")
+    if (out / "patching.npz").exists():
+        pairs = _arrays(out / "patching.npz")
+        labels = "attribution patching (nats)", "silencing the head (nats)"
+        save(predicted_against(pairs["predicted"], pairs["exact"], *labels), out / "patching.png")
+
+
+def draw_attention(out: Path) -> None:
+    """From `attention.json` and the `.npz` of each figure: sparsity, sinks, attention to the image, top tokens."""
+    found, eps = _json(out / "attention.json"), _json(out / "manifest.json")["eps"]
+    curves = {n: (np.array(c["mean"]), np.array(c["standard_error"])) for n, c in found["curves"].items()}
+    layers = {n: values for n, values in _arrays(out / "sparsity.npz").items() if n.startswith("layer ")}
+    save(sparsity_curves(found["fractions"], curves, layers), out / "sparsity.png")
+    for file, key, label, title in (
+        ("sink", "first_is_sink_percent", "% of images", f"first token receives more than {eps}"),
+        ("image_mass", "image_mass_percent", "% of the attention", "attention of generated tokens to the image"),
+    ):
+        save(head_heatmap(_arrays(out / f"{file}.npz")[key], label, title, limits=SHARE), out / f"{file}.png")
+    tokens = found["top_tokens"]
+    places = ["" if t["position"] is None else f", position {t['position']}" for t in tokens]
+    labels = [f"{t['text']!r} ({t['kind']}{place})" for t, place in zip(tokens, places, strict=True)]
+    received = [100 * t["received"] for t in tokens]
+    title = "tokens that are sinks, or come nearest"
+    save(bars(labels, received, "mean attention received (%)", title, limits=SHARE), out / "top_tokens.png")
+
+
+def draw_sinks(out: Path) -> None:
+    """From `sinks.json` and each kind's `.npz`: how often the first token is a sink, all on one scale."""
+    eps = _json(out / "sinks.json")["settings"]["eps"]
+    for path in sorted(out.glob("sink_*.npz")):
+        title = f"{path.stem.removeprefix('sink_')} text: first token receives more than {eps}"
+        ax = head_heatmap(_arrays(path)["first_is_sink_percent"], "% of sequences", title, limits=SHARE)
+        save(ax, path.with_suffix(".png"))
+
+
+RUNS: dict[str, Callable[[Path], None]] = {
+    "summary.json": draw_study,
+    "sweep.csv": draw_sweep,
+    "ablation.json": draw_ablation,
+    "causal.json": draw_causal,
+    "attention.json": draw_attention,
+    "sinks.json": draw_sinks,
+}
+"""The file that tells what a folder is the run of, and what draws its figures."""
+
+
+def redraw(out: Path) -> list[Path]:
+    """Draw the figures of a run again from its saved numbers, and return the pictures written, in order of name.
+
+    Raises ValueError if the folder holds no run that has figures.
+    """
+    draw = [function for file, function in RUNS.items() if (out / file).exists()]
+    if draw_study in draw and "t_vhd" not in _json(out / "summary.json"):
+        draw.remove(draw_study)  # yes/no questions were asked
+    if not draw:
+        raise ValueError(f"{out} holds no run with figures: expected one of {', '.join(RUNS)} in it")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    for function in draw:
+        function(out)
+    return sorted(path for path in out.glob("*.png") if before.get(path) != path.stat().st_mtime_ns)

@@ -1,0 +1,125 @@
+"""Training `testbed-prior`: a language model with a habit first, eyes afterwards, as LLaVAs are made.
+
+The decoder learns the habitual world from captions alone, without a picture.  Then the projector, and after it
+projector and decoder, are tuned for a short while on pictures of scenes without habit, truthfully captioned, in
+which nothing is hidden.  How long is the *dose* of visual tuning; the weights after doses on a logarithmic scale
+are kept, and one of them is the model.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor
+
+from interp.testbed import WEIGHTS
+from interp.testbed.batches import Pool, Sampler, TextSampler, testbed_layout
+from interp.testbed.build import build_config, build_model
+from interp.testbed.projector import shipped_tower, warm_start
+from interp.testbed.steps import LanguageTask, Run, Schedule, kept, ready_to_train, run_steps, trained
+from interp.testbed.train import save_model, store_features
+
+
+def _text() -> Schedule:
+    return Schedule(steps=900, batch=16, lr=1.5e-3, warmup=100, autocast=False, head_dropout=0.1)
+
+
+def _tuning() -> Schedule:
+    return Schedule(steps=512, batch=8, lr=5e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Shape, the two trainings, and the dose that is taken; ValueError if no weights are kept at that dose."""
+
+    layers: int = 8
+    heads: int = 16
+    width: int = 192
+    text: Schedule = field(default_factory=_text)
+    """Captions of the habitual world, no picture."""
+    tuning: Schedule = field(default_factory=_tuning)
+    """Pictures of scenes without habit."""
+    told: float = 0.3
+    """Share of sequences of the visual tuning that also carry a caption of the habitual world without a picture."""
+    warm_start_steps: int = 250
+    """Steps of the projector alone."""
+    dose: int = 512
+    """Steps of visual tuning after which the model is taken."""
+
+    def __post_init__(self) -> None:
+        if self.dose > self.tuning.steps or not (kept(self.dose) or self.dose == self.tuning.steps):
+            raise ValueError(
+                f"dose is a number of steps whose weights are kept (0, 1, 2, 3, 4, 6, 8, 12, ... or the last, "
+                f"{self.tuning.steps}), got {self.dose}"
+            )
+
+
+PRIOR = PriorRecipe()
+
+
+def start(processor: Any, recipe: PriorRecipe, seed: int) -> Any:
+    """The model around the shipped tower, its decoder and projector untrained."""
+    torch.manual_seed(seed)
+    model = build_model(build_config(processor, layers=recipe.layers, heads=recipe.heads, width=recipe.width))
+    model.model.vision_tower.load_state_dict(shipped_tower().state_dict())
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def train_text(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, run: Run) -> float:
+    """Train the decoder on captions of the habitual world alone; returns seconds."""
+    model.model.multi_modal_projector.requires_grad_(False)
+    sampler = TextSampler(tokenizer, "train", testbed_layout(tokenizer), recipe.text.batch, run.seed)
+    ready_to_train(model, recipe.text, run.device)
+    seconds = run_steps(LanguageTask(model, sampler.layout), sampler, recipe.text, out / f"{name}-text.pt", run)
+    model.model.multi_modal_projector.requires_grad_(True)
+    return seconds
+
+
+def tune(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, run: Run) -> tuple[float, float]:
+    """Give the trained decoder eyes; returns seconds and the projector's relative error before the decoder moves."""
+    tower = model.model.vision_tower.eval()
+    features = store_features(tower, out, "unbiased", scenes=run.scenes, seed=run.seed, device=run.device)
+    pool = Pool(features, (("unbiased", run.scenes),), run.seed, told="train")
+    layout = replace(testbed_layout(tokenizer), blind=recipe.told)
+    error = warm_start(model, tokenizer, pool, steps=recipe.warm_start_steps)
+    sampler = Sampler(tokenizer, pool, layout, recipe.tuning.batch, run.seed)
+    ready_to_train(model, recipe.tuning, run.device)
+    return run_steps(LanguageTask(model, layout), sampler, recipe.tuning, out / f"{name}.pt", run), error
+
+
+def kept_doses(out: Path, name: str) -> list[int]:
+    """The doses whose weights lie in `out`; ValueError if there are none."""
+    folder = out / f"{name}.steps"
+    doses = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
+    if not doses:
+        raise ValueError(f"no weights are kept in {folder}; interp testbed train --recipe {name} makes them")
+    return doses
+
+
+def at_dose(out: Path, name: str, processor: Any, recipe: PriorRecipe, dose: int) -> Any:
+    """The model after `dose` steps of visual tuning, from the weights kept in `out`, in float32."""
+    path = out / f"{name}.steps" / f"step-{dose:06d}.safetensors"
+    if not path.exists():
+        raise ValueError(f"no weights were kept at a dose of {dose} steps: {path} is missing")
+    model = start(processor, recipe, 0)
+    task = LanguageTask(model, testbed_layout(processor.tokenizer))
+    weights = {key: w.float() for key, w in load_file(path).items()}
+    assert trained(task).keys() == weights.keys()
+    task.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def train_prior(out: Path, name: str, recipe: PriorRecipe, run: Run) -> Path:
+    """Train the model and write the folder `out/name`; goes on where it stopped."""
+    out.mkdir(parents=True, exist_ok=True)
+    run = replace(run, keep_checkpoints=True)
+    processor: Any = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
+    model = start(processor, recipe, run.seed)
+    text_seconds = train_text(out, name, model, processor.tokenizer, recipe, run)
+    seconds, error = tune(out, name, model, processor.tokenizer, recipe, run)
+    record = {"made": "prior", "recipe": asdict(recipe), "scenes": run.scenes, "seed": run.seed, "device": run.device}
+    record |= {"text_seconds": round(text_seconds), "language_seconds": round(seconds), "projector_error": error}
+    return save_model(out / name, at_dose(out, name, processor, recipe, recipe.dose), processor, record)

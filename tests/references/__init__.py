@@ -1,0 +1,1 @@
+"""Slow references of the baselines: numpy, written from the definitions, nothing imported from interp."""
