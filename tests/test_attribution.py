@@ -44,7 +44,7 @@ def test_exact_contributions_are_those_of_silenced_heads(name, model):
         for stream, prompts in enumerate((inputs, image_free(lvlm, inputs))):
             whole = prompts.extended(captions)
             plain = log_p(lvlm, whole, captions[1], 1)
-            with EditHeads(heads="L1H2", op="zero").editing(lvlm, prompts):
+            with EditHeads(heads="L1H2", op="zero").steer(lvlm, prompts):
                 silenced = log_p(lvlm, whole, captions[1], 1)
             torch.testing.assert_close(found[1, stream, :, 1, 2], plain - silenced, rtol=1e-3, atol=1e-4)
 
@@ -58,7 +58,7 @@ def test_attribution_is_the_slope_and_predicts_the_exact_value(model, inputs):
     with torch.no_grad():  # a difference quotient
         both = []
         for factor in (1 + step, 1 - step):
-            with EditHeads(heads="L5H1", factor=factor).editing(model, inputs):
+            with EditHeads(heads="L5H1", factor=factor).steer(model, inputs):
                 logits = model.hf(**whole.kwargs(), use_cache=False, logits_to_keep=21).logits[0, 4]
             both.append(logits.log_softmax(-1)[captions[0][4]])
     assert found[0][1, 0, 5, 1].item() == pytest.approx(float(both[0] - both[1]) / (2 * step), rel=0.02, abs=1e-4)

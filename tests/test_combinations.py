@@ -9,11 +9,11 @@ from test_vasparse import ReferencePattern
 from torch import Tensor
 
 from interp.experiments.combinations import alike, markdown, named_methods, pairs, scores_with
-from interp.interventions import DoLa, EditHeads, VASparse, parse_method
+from interp.interventions import METHODS, DoLa, EditHeads, VASparse, parse_method
 from interp.interventions.methods.vcd import VCD
 from interp.interventions.methods.vhr import VHR
 from interp.metrics.contrast import contrast_logits
-from interp.models import PASSES, Inputs, image_free, run_with_edits
+from interp.models import PASSES, Inputs, image_free, load, run_with_edits
 
 PROMPT = "Please describe this image in detail."
 
@@ -25,7 +25,7 @@ def two(model, pictures) -> Inputs:
 
 def test_every_pair_acts_or_is_refused_in_one_line(model, two):
     found = pairs(model, two)
-    n = len(named_methods())
+    n = len(named_methods(model))
     assert len(found) == n * (n - 1) // 2
     assert not [pair for pair in found if pair.silent]
     refused = [pair for pair in found if pair.refused]
@@ -37,9 +37,9 @@ def test_every_pair_acts_or_is_refused_in_one_line(model, two):
     assert markdown(found).count("\n") > n
 
 
-@pytest.mark.parametrize("name", named_methods())
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "greedy"])
 def test_a_pass_of_another_is_left_alone_unless_it_is_named(name, model, two):
-    method = named_methods()[name]
+    method = named_methods(model)[name]
 
     @torch.no_grad()
     def logits(purpose: str) -> Tensor:
@@ -74,10 +74,10 @@ def test_choosing_anew_goes_on_under_a_contrast(model, two):
 
 
 def test_vhr_with_vcd_equals_two_edited_passes_a_step(model, two):
-    vhr, vcd = VHR(), VCD(alpha=0.7, plausibility=0.1, image_free="blank")
+    vhr, vcd = VHR(alpha=4.0), VCD(alpha=0.7, plausibility=0.1, image_free="blank")
     with vhr(model), vcd(model):
         found = torch.stack(model.generate(two, max_new_tokens=8, min_new_tokens=8).tokens)
-    scale = torch.where(vhr.select(model, two).heads, 2.0, 1.0)
+    scale = torch.where(vhr.select(model, two).heads, 4.0, 1.0)
 
     def edit(layer: int, z: Tensor) -> Tensor:
         return z * scale[:, layer, None, :, None]
@@ -95,7 +95,9 @@ def test_vhr_with_vcd_equals_two_edited_passes_a_step(model, two):
         assert not torch.equal(torch.stack(model.generate(two, max_new_tokens=8, min_new_tokens=8).tokens), found)
 
 
-def test_vasparse_with_vhr_equals_one_edited_pass(model, two):
+def test_vasparse_with_vhr_equals_one_edited_pass(pictures):
+    model = load("testbed", dtype="float64", check=False)  # so that a key at the edge of the kept ones is no accident
+    two = model.inputs(pictures[:2], PROMPT)
     vasparse, vhr = VASparse(alpha=0, keep=0.6, scope="all", dropped="discard"), VHR()
     native = []
     with vhr(model), vasparse(model):
@@ -110,7 +112,7 @@ def test_vasparse_with_vhr_equals_one_edited_pass(model, two):
     logits = run_with_edits(model, two.extended(written), edits, keep=9)[:, :-1]
     found = torch.stack(native, 1)
     finite = found.isfinite()
-    torch.testing.assert_close(found[finite], logits[finite], rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(found[finite], logits[finite], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("search", ["beams:num_beams=3", "opera:num_beams=2:candidates=2:alpha=0.5"])

@@ -164,12 +164,12 @@ def test_generation_without_the_effect_equals_greedy(lvlm, batch):
 
 
 def test_vhr_selects_and_steers(lvlm, batch):
-    with VHR(alpha=4.0)(lvlm) as chosen:
+    with VHR(alpha=4.0)(lvlm) as steered:
         lvlm.generate(batch, max_new_tokens=2)
-    assert chosen[0].heads[:, 1:].any()
+    assert steered.heads[0].heads[:, 1:].any()
     for row in range(2):
         one = VHR(alpha=4.0).select(lvlm, alone(lvlm, batch, row))
-        torch.testing.assert_close(one.vhd[0], chosen[0].vhd[row], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one.vhd[0], steered.heads[0].vhd[row], rtol=1e-3, atol=1e-4)
 
 
 def test_several_pictures_in_one_prompt(lvlm):

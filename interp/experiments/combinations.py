@@ -18,7 +18,8 @@ from transformers import LogitsProcessor
 
 from interp.data import open_data
 from interp.evaluate.objects import ObjectParser
-from interp.interventions import METHODS, Method, parse_method
+from interp.interventions import METHODS, AddDirection, Method, parse_method
+from interp.interventions.directions import Direction
 from interp.models import LVLM, Inputs, load
 
 STRONG = {
@@ -82,14 +83,17 @@ def alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     )
 
 
-def named_methods() -> dict[str, Method]:
+def named_methods(model: LVLM) -> dict[str, Method]:
     """Every method of the registry but greedy, with settings strong enough to be seen."""
-    return {name: parse_method(STRONG.get(name, name)) for name in METHODS if name != "greedy"}
+    up = Direction(2, torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)))
+    given: dict[str, Method] = {"direction": AddDirection(direction=up, strength=3.0)}
+    names = (name for name in METHODS if name != "greedy")
+    return {name: given[name] if name in given else parse_method(STRONG.get(name, name)) for name in names}
 
 
 def pairs(model: LVLM, inputs: Inputs, methods: Mapping[str, Method] | None = None) -> list[Pair]:
     """What happens to every pair of methods."""
-    methods = named_methods() if methods is None else methods
+    methods = named_methods(model) if methods is None else methods
     alone = {name: scores_with(model, inputs, [method]) for name, method in methods.items()}
     found = []
     for first, second in combinations(methods, 2):
