@@ -29,7 +29,7 @@ CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("study") / "run"
-    run_study(configured(StudyConfig, limit=12, batch_size=6, max_new_tokens=60, out=str(out)))
+    run_study(configured(StudyConfig, methods="greedy", limit=12, batch_size=6, max_new_tokens=60, out=str(out)))
     return out
 
 
