@@ -3,7 +3,8 @@
     python -m interp.experiments.combinations > figures/combinations.md
 
 A method acts if the scores of the first steps, after everything that changes them, are not those of the other method
-alone.  Greedy is left out: it changes nothing, beside whatever else.
+alone.  Greedy is left out: it changes nothing, beside whatever else; and so is stop-bias, which changes the end alone,
+that these steps rule out.
 """
 
 import sys
@@ -83,8 +84,8 @@ def alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def named_methods() -> dict[str, Method]:
-    """Every method of the registry but greedy, with settings strong enough to be seen."""
-    return {name: parse_method(STRONG.get(name, name)) for name in METHODS if name != "greedy"}
+    """Every method of the registry but greedy and stop-bias, with settings strong enough to be seen."""
+    return {name: parse_method(STRONG.get(name, name)) for name in METHODS if name not in ("greedy", "stop-bias")}
 
 
 def pairs(model: LVLM, inputs: Inputs, methods: Mapping[str, Method] | None = None) -> list[Pair]:
