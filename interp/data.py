@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from interp.pictures import read_image
 from interp.sources import SOURCES, Item, Source, open_source
 from interp.testbed.draw import draw
 from interp.testbed.score import scene_questions
-from interp.testbed.world import EVALUATION_SCENES, KINDS, SPLITS, Kind, Split, scene
+from interp.testbed.world import ANCHOR_OF, EVALUATION_SCENES, KINDS, PARTNER_OF, SPLITS, Kind, Split, scene
 
 ImageId = int | str
 """A number, or the file name of an image that a question file names."""
@@ -46,6 +46,10 @@ class Data:
     """The files that say what is in the data, by a name that does not depend on where they lie."""
     has_truth: bool = True
     """Whether what is in the images is known; captions cannot be scored without."""
+    erased: Callable[[ImageId, Collection[str]], Image.Image] | None = None
+    """The image drawn anew without some of its objects, where the data can."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Objects that a known habit of the data ties to each other, both ways; nothing where habits are unknown."""
 
     def selected(self, limit: int | None, seed: int, ids: str | None = None) -> "Data":
         """The images of an experiment: those that the file `ids` lists, else a seeded sample of `limit`."""
@@ -119,6 +123,11 @@ def _load_scene(kind: Kind, split: Split, image_id: ImageId) -> Sample:
     return Sample(image_id, Image.fromarray(draw(s)), s.categories)
 
 
+def _erased_scene(kind: Kind, split: Split, image_id: ImageId, objects: Collection[str]) -> Image.Image:
+    s = scene(kind, split, int(image_id))
+    return Image.fromarray(draw(replace(s, things=tuple(t for t in s.things if t.category not in objects))))
+
+
 def _scene_questions(kind: Kind, split: Split, image_ids: Sequence[ImageId]) -> tuple[Question, ...]:
     return tuple(
         Question(100 * int(i) + k, str(i), q.text, q.present)
@@ -170,7 +179,9 @@ def open_data(name: str, split: str | None, parser: ObjectParser) -> Data:
         chosen = cast(Split, split or "test")
         kind = cast(Kind, place)
         ask = partial(_scene_questions, kind, chosen)
-        return Data(name, tuple(range(EVALUATION_SCENES)), partial(_load_scene, kind, chosen), ask)
+        load, erased = partial(_load_scene, kind, chosen), partial(_erased_scene, kind, chosen)
+        ids = tuple(range(EVALUATION_SCENES))
+        return Data(name, ids, load, ask, erased=erased, tied={**PARTNER_OF, **ANCHOR_OF})
     if source in SOURCES and place:
         return _of_items(name, open_source(name, split, parser))
     if source == "coco" and place:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from test_families import PROMPTS, picture
+from transformers import LogitsProcessor
 from zoo import TEXT, build
 
 from interp import cli
@@ -16,6 +17,7 @@ from interp.interventions import (
     DoLa,
     FastV,
     SnapKV,
+    StopBias,
     StreamingLLM,
     TopK,
     describe_methods,
@@ -86,6 +88,37 @@ def test_a_strong_setting_changes_what_is_written(text, model, pictures):
     with parse_method(text)(model):
         assert model.generate(inputs, max_new_tokens=40).texts != greedy
     assert model.generate(inputs, max_new_tokens=40).texts == greedy, "nothing is left behind"
+
+
+def test_a_bias_on_stopping_is_one_on_its_log_odds(model, inputs):
+    seen: list[torch.Tensor] = []
+
+    class Seen(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            seen.append(scores.log_softmax(-1))
+            return scores
+
+    for bias in (0.0, 1.5):
+        with StopBias(bias)(model):
+            model.generate(inputs, max_new_tokens=1, logits_processor=[Seen()])
+    odds = [log_p[:, eos := model.tokenizer.eos_token_id] - (1 - log_p[:, eos].exp()).log() for log_p in seen]
+    torch.testing.assert_close(odds[1] - odds[0], torch.full((4,), 1.5), rtol=1e-3, atol=1e-3)
+
+
+def test_a_bias_against_stopping_writes_more_and_one_for_it_less(model, pictures):
+    inputs = model.inputs(pictures, "Please describe this image in detail.")
+    lengths = []
+    for bias in (-20, 0, 20):
+        with parse_method(f"stop-bias:bias={bias}")(model):
+            lengths.append([len(t) for t in model.generate(inputs, max_new_tokens=60).tokens])
+    assert lengths[0] == [60] * 4
+    assert all(more > some > less for more, some, less in zip(*lengths, strict=True))
+
+
+def test_a_bias_on_stopping_needs_an_end(model, monkeypatch):
+    monkeypatch.setattr(model.hf.generation_config, "eos_token_id", None)
+    with pytest.raises(ValueError, match="names none"), StopBias()(model):
+        pass
 
 
 def seen_by(method: Any, patterns: torch.Tensor, notes: Any = None) -> torch.Tensor:

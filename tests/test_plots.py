@@ -213,6 +213,8 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     ),
     "operating": lambda: plots.operating_curve(*CURVE, rates(MAIN[:6])),
     "operating 28": lambda: plots.operating_curve(*CURVE, rates(MAIN + VARIANTS)),
+    "swaps": lambda: plots.swap_losses(RNG.normal(3, 3, 90), RNG.normal(0, 1, 90), RNG.uniform(size=90) < 0.2, 0.69),
+    "swaps none": lambda: plots.swap_losses(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool), 0.69),
     "operating nan": lambda: plots.operating_curve(np.full(3, np.nan), np.zeros(3), rates(["greedy"])),
     "controls": lambda: controls(["greedy", "zero top10% by vhd"], 5),
     "controls long": lambda: controls(["greedy", "zero top10% of the heads ranked by image_mass", *MAIN], 3),

@@ -93,6 +93,31 @@ def test_controls_take_as_many_heads(model, inputs):
     assert chosen.heads[:, 1].any(-1).all()
 
 
+def test_all_heads_of_the_layers_are_a_control(model, inputs):
+    method = VHR(choice="all", alpha=1.5)
+    heads = method.select(model, inputs).heads
+    layers = list(method.chosen_layers(model))
+    assert heads[:, layers].all()
+    assert heads.sum() == heads[:, layers].numel()
+    with pytest.raises(ValueError, match="leaves no others"):
+        VHR(choice="all", others=0.5)
+
+
+def test_what_some_heads_gain_the_others_can_lose(model, inputs):
+    """The factors of a mean-preserving gain, in the selection pass and in generation."""
+    method = VHR(alpha=1.5, others=0.5, layers=(2, 5))
+    with method(model) as steered:
+        tokens = torch.stack(model.generate(inputs, max_new_tokens=12, min_new_tokens=12).tokens)
+    heads = steered.heads[0].heads
+    scale = torch.where(heads, 1.5, 0.5)
+    scale[:, [0, 1, 3, 4, 6, 7]] = 1.0
+    assert torch.equal(method.factors(model, heads), scale)
+    assert torch.equal(tokens, traced_generation(model, inputs, scale, max_new_tokens=12, min_new_tokens=12))
+    alone = VHR(alpha=1.5, layers=(2, 5)).select(model, inputs)
+    assert torch.equal(alone.vhd[:, :3], steered.heads[0].vhd[:, :3])
+    assert not torch.allclose(alone.vhd[:, 5], steered.heads[0].vhd[:, 5], rtol=1e-3), "the others go down in layer 2"
+
+
 def test_scaled_heads_scales_each_row_by_its_own_factors(model, inputs):
     scale = torch.ones(4, model.n_layers, model.n_heads)
     scale[2, 3, 5] = 0

@@ -1,12 +1,14 @@
-"""The language-bias probe: whether the text alone goes on to name the object that the model named.
+"""Where a word comes from, asked of a caption that is cut before it: another picture, no picture, another text.
 
-He et al., ACL 2025, arXiv 2412.13949, figure 1: a caption is cut just before an object word, the image is taken away,
-and the model goes on.  If it names the same object, the word came from language.
+The language-bias probe (He et al., ACL 2025, arXiv 2412.13949, figure 1) takes the image away and lets the model go on:
+if it names the same object, the word came from language.  `log_p_of_words` reads how probable the word is after any
+picture and text, of which `interp cause` makes a design of two factors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor
@@ -48,3 +50,29 @@ def goes_on_to_name(
             mentions = parser.mentions(text)
             named.append(bool(mentions) and mentions[0].category == cut.category)
     return named
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A picture and a text that ends with a word: the last `n_tokens` (one or more) of its tokens."""
+
+    image: Image
+    tokens: Int[Tensor, " token"]
+    n_tokens: int
+
+
+@torch.no_grad()
+def log_p_of_words(model: LVLM, readings: Sequence[Reading], prompt: str, *, batch_size: int = 20) -> list[float]:
+    """log p (nats) of each reading's word after its picture, the prompt and its text, summed over its tokens."""
+    found = []
+    for start in range(0, len(readings), batch_size):
+        part = readings[start : start + batch_size]
+        inputs = model.inputs([r.image for r in part], prompt).extended([r.tokens for r in part])
+        longest = max(len(r.tokens) for r in part)
+        with model.in_use():
+            logits = model.hf(**inputs.kwargs(), use_cache=False, logits_to_keep=longest + 1).logits
+        for r, row in zip(part, logits, strict=True):
+            steps = row[len(r.tokens) - r.n_tokens : len(r.tokens)].float()
+            word = r.tokens[-r.n_tokens :].to(steps.device)
+            found.append(float((steps.gather(-1, word[:, None])[:, 0] - steps.logsumexp(-1)).sum()))
+    return found

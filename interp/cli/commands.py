@@ -38,6 +38,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp causal --split dev --limit 20 --no-exact --out runs/patching",
             ),
         ),
+        "cause": Command(
+            "interp.cli.running:Cause",
+            "Whether object words follow the picture or the text before them: both swapped in turn.",
+            (
+                "interp cause --limit 100 --out runs/cause",
+                "interp cause --data testbed:biased --split dev --limit 20 --out runs/cause-biased",
+            ),
+        ),
         "ablate": Command(
             "interp.cli.running:Ablate",
             "Edit a set of heads, and as many random ones as controls.",

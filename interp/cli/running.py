@@ -8,6 +8,7 @@ from interp.experiments.ablation import AblateConfig, run_ablate
 from interp.experiments.attention import SurveyConfig, run_survey
 from interp.experiments.attribution import CausalConfig, run_causal
 from interp.experiments.captions import StudyConfig, run_study
+from interp.experiments.cause import CauseConfig, run_cause
 from interp.experiments.config import DataConfig
 from interp.experiments.pope import PopeConfig, run_pope
 from interp.experiments.sweep import SweepConfig, run_sweep
@@ -16,6 +17,8 @@ from interp.interventions import describe_methods
 _ABLATE_DATA = UncheckedData(**vars(AblateConfig.data))
 _SURVEY_DATA, _SURVEY_RUN = UncheckedData(**vars(SurveyConfig.data)), UncheckedRun(**vars(SurveyConfig.run))
 _CAUSAL_DATA, _CAUSAL_RUN = UncheckedData(**vars(CausalConfig.data)), UncheckedRun(**vars(CausalConfig.run))
+
+_CAUSE_DATA, _CAUSE_RUN = UncheckedData(**vars(CauseConfig.data)), UncheckedRun(**vars(CauseConfig.run))
 
 
 @runtime_checkable
@@ -72,6 +75,8 @@ class Study(Unchecked, StudyConfig):
                 raise ValueError("--top-k and --max-new-tokens belong to --task captions")
             if self.data.prompt != DataConfig.prompt:
                 raise ValueError("--prompt belongs to --task captions; --task pope asks its questions")
+            if self.operating_curve:
+                raise ValueError("--operating-curve belongs to --task captions")
             return shown(run_pope(checked(self, PopeConfig)))
         if self.questions or self.images or self.from_logits:
             raise ValueError("--questions, --images and --from-logits belong to --task pope")
@@ -132,3 +137,17 @@ class Causal(Unchecked, CausalConfig):
     def __call__(self) -> int:
         """Measure and print the tables."""
         return shown(run_causal(checked(self, CausalConfig)))
+
+
+@flat
+@dataclass(frozen=True)
+class Cause(Unchecked, CauseConfig):
+    """Whether object words follow the picture or the text before them, and whether first-step VHD is VHD at words."""
+
+    model: UncheckedModel = TESTBED
+    data: UncheckedData = _CAUSE_DATA
+    run: UncheckedRun = _CAUSE_RUN
+
+    def __call__(self) -> int:
+        """Measure and print the tables."""
+        return shown(run_cause(checked(self, CauseConfig)))

@@ -98,6 +98,22 @@ class ObjectParser:
             found = [m for m in found if text[m.start : m.end].lower() not in ("seat", "seats")]
         return found
 
+    def renamed(self, text: str, old: str, new: str) -> str:
+        """The text with the name of another category, `new`, wherever it names the category `old`.
+
+        A plural stays a plural, and a or an before the name, and a capital letter, are as they have to be.
+        """
+        for m in reversed([m for m in self.mentions(text) if m.category == old]):
+            words, before = text[m.start : m.end], text[: m.start]
+            last = _WORD.findall(words)[-1].lower()
+            plural = self._singular(last) != last
+            name = str(self._inflect.plural(new)) if plural else new  # pyright: ignore[reportArgumentType]
+            name = name[0].upper() + name[1:] if words[0].isupper() else name
+            right = "an" if new[0] in "aeiou" else "a"
+            before = re.sub(r"\b([Aa])n?(\s+)$", lambda found, n=right[1:]: f"{found[1]}{n}{found[2]}", before)
+            text = before + name + text[m.end :]
+        return text
+
     def objects(self, texts: Iterable[str]) -> frozenset[str]:
         """The categories named in any of the texts: reference captions, for example."""
         return frozenset(m.category for text in texts for m in self.mentions(text))

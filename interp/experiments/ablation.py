@@ -68,6 +68,8 @@ class AblateConfig(StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0, controls=self.controls, pope_limit=self.pope_limit)
+        if self.operating_curve:
+            raise ValueError("an ablation draws no operating curve; give the edit to interp study --operating-curve")
         if self.ranking is None and not self.data.data.startswith("testbed:"):
             raise ValueError(
                 "expected ranking=FILE: rank the heads on other images first (interp causal --out DIR), "

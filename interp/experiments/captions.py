@@ -13,10 +13,11 @@ from interp.evaluate.objects import ObjectParser
 from interp.experiments.compared import BASELINE, ComparisonConfig, check_methods, described, least_rows
 from interp.experiments.config import at_least
 from interp.experiments.engine import Job, Run
+from interp.experiments.operating import POINTS
 from interp.experiments.records import CaptionRecord, MentionRecord
 from interp.experiments.report import Summary, summarised, write_report
 from interp.experiments.setup import Setup
-from interp.interventions import Greedy, Method
+from interp.interventions import Greedy, Method, StopBias
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Generation, Inputs
 from interp.trace.divergence import TokenTrace, token_vhd
@@ -30,13 +31,15 @@ class StudyConfig(ComparisonConfig):
     """Length cap of a caption, in tokens."""
     top_k: int | None = None
     """Heads of a layer that T-VHD sums over; None for an eighth of them."""
+    operating_curve: bool = False
+    """Whether to caption with greedy that stops sooner and later too, and tell how far above that curve methods are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, max_new_tokens=self.max_new_tokens, top_k=self.top_k)
 
 
-def _mentions(text: str, ends: Sequence[int], truth: frozenset[str], parser: ObjectParser) -> list[MentionRecord]:
+def mention_records(text: str, ends: Sequence[int], truth: frozenset[str], parser: ObjectParser) -> list[MentionRecord]:
     """The object mentions of a caption, with the tokens that wrote them."""
     score = score_caption(text, truth, parser)
     found = []
@@ -96,7 +99,7 @@ def caption_records(
                 image_id=sample.image_id,
                 method=name,
                 caption=text,
-                mentions=tuple(_mentions(text, ends, sample.truth, parser)),
+                mentions=tuple(mention_records(text, ends, sample.truth, parser)),
                 truth=tuple(sorted(sample.truth)),
                 n_tokens=len(tokens),
                 seconds=round(seconds, 4),
@@ -149,23 +152,26 @@ def study(setup: Setup, config: StudyConfig, methods: Mapping[str, Method]) -> S
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     if top_k > model.n_heads:
         raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")
-    check_methods(model, methods)
+    points = {name: StopBias(bias) for name, bias in POINTS.items()} if config.operating_curve else {}
+    captioned: dict[str, Method] = {**methods, **points}
+    check_methods(model, captioned)
     manifest = setup.manifest(
         "study",
         config,
-        methods=described(methods),
+        methods=described(captioned),
         decoding="greedy",
         prompt=config.data.prompt,
         max_new_tokens=config.max_new_tokens,
         top_k=top_k,
     )
     out = setup.folder("", config, manifest)
-    job = caption_job(setup, config, methods)
+    job = caption_job(setup, config, captioned)
     job.check(config.run.batch_size)
     with Run.opened(out, manifest, setup.shard) as run:
         records = run.made(job, config.run)
         if records is None:
             return None
-        summary = summarised(records, list(methods), out, top_k=top_k, seed=config.data.seed, failures=run.failures)
+        options: Any = {"top_k": top_k, "seed": config.data.seed, "failures": run.failures, "points": list(points)}
+        summary = summarised(records, list(methods), out, **options)
         write_report(summary, records)
         return summary

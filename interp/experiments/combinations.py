@@ -3,7 +3,8 @@
     python -m interp.experiments.combinations > figures/combinations.md
 
 A method acts if the scores of the first steps, after everything that changes them, are not those of the other method
-alone.  Greedy is left out: it changes nothing, beside whatever else.
+alone.  Greedy is left out: it changes nothing, beside whatever else; and so is stop-bias, which changes the end alone,
+that these steps rule out.
 """
 
 import sys
@@ -84,10 +85,10 @@ def alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def named_methods(model: LVLM) -> dict[str, Method]:
-    """Every method of the registry but greedy, with settings strong enough to be seen."""
+    """Every method of the registry but greedy and stop-bias, with settings strong enough to be seen."""
     up = Direction(2, torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)))
     given: dict[str, Method] = {"direction": AddDirection(direction=up, strength=3.0)}
-    names = (name for name in METHODS if name != "greedy")
+    names = (name for name in METHODS if name not in ("greedy", "stop-bias"))
     return {name: given[name] if name in given else parse_method(STRONG.get(name, name)) for name in names}
 
 

@@ -160,6 +160,39 @@ class HeadsRecord(ImageRecord):
 
 
 @dataclass(frozen=True)
+class SwapRecord:
+    """An object that a caption names, with log p (nats) of its words under four readings: picture and text swapped.
+
+    `picture` says what became of it: the objects that were erased, or the image that stood in its place; `text` which
+    earlier object was renamed to which other one of the picture.  None where there was nothing to swap with, and then
+    so are the values with that swap.
+    """
+
+    object: str
+    hallucinated: bool
+    token: int
+    kept: float
+    picture: str | None = None
+    text: tuple[str, str] | None = None
+    picture_swapped: float | None = None
+    text_swapped: float | None = None
+    both_swapped: float | None = None
+
+
+@dataclass(frozen=True)
+class CauseRecord(ImageRecord):
+    """The swaps of each object word of a caption, and VHD `[layer, head]` at the first step and at correct words.
+
+    `vhd_at_words` is the mean over the first tokens of correct object words; None where there are none.
+    """
+
+    caption: str
+    words: tuple[SwapRecord, ...]
+    vhd: Numbers
+    vhd_at_words: Numbers | None = None
+
+
+@dataclass(frozen=True)
 class TokenSums:
     """A token of an image: how often, and sums of attention received, share of heads where it is a sink, weight `w`.
 

@@ -1,6 +1,7 @@
 """From a study's caption records to its word records, its summary, its table and its figures."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from interp import plots
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.chair import rates
 from interp.experiments.compared import BASELINE
+from interp.experiments.operating import POINTS, OperatingCurve, operating_curve, rows_of
 from interp.experiments.records import CaptionRecord, FailureRecord, ImageRecord, ItemId, WordRecord, to_json
 from interp.experiments.words import TVhdSummary, sentence_records, t_vhd_lines, t_vhd_summary, word_records
 from interp.folder import replacing, write_arrays, write_text
+from interp.metrics.signal_detection import sensitivity
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class ChosenHeads:
 class Summary:
     """A study's results: rates in percent with 95 % intervals, differences from greedy, chosen heads, T-VHD.
 
-    All of them are of the same images, `image_ids`.  `empty` counts the captions without a word.
+    All of them are of the same images, `image_ids`.  `empty` counts the captions without a word.  d' and criterion are
+    of `n_objects` categories: those in a picture of the study, or named by one of its methods.
     """
 
     methods: dict[str, dict[str, Interval]]
@@ -58,6 +62,8 @@ class Summary:
     out: Path
     image_ids: tuple[ItemId, ...]
     empty: dict[str, int]
+    n_objects: int
+    curve: OperatingCurve | None = None
     failures: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -75,7 +81,11 @@ class Summary:
                 methods[name]["mcnemar"] = asdict(self.changed[name])
         for name, chosen in self.heads.items():
             methods[name]["heads"] = {"frequency": chosen.frequency.tolist(), "overlap": chosen.overlap}
-        return {"methods": methods, "t_vhd": asdict(self.t_vhd), "n_images": len(self.image_ids)}
+        found = {"methods": methods, "t_vhd": asdict(self.t_vhd), "n_images": len(self.image_ids)}
+        found["n_objects"] = self.n_objects
+        if self.curve is not None:
+            found["operating_curve"] = self.curve.as_json()
+        return without_nan(found)
 
     def __str__(self) -> str:
         shared = [
@@ -83,33 +93,67 @@ class Summary:
             for name, chosen in self.heads.items()
             if chosen.overlap is not None
         ]
-        lines = [*_table(self), "", *shared, *([""] if shared else []), *t_vhd_lines(self.t_vhd)]
+        curve = [] if self.curve is None else _curve_lines(self.curve)
+        lines = [
+            *_table(self),
+            "",
+            *_detection(self),
+            "",
+            *curve,
+            *shared,
+            *([""] if shared else []),
+            *t_vhd_lines(self.t_vhd),
+        ]
         if self.failures:
             lines += ["", f"{self.failures} captions failed ({self.out / 'failures.jsonl'}): the table is of the other"]
             lines[-1] += f" {len(self.image_ids)} images; run again to try them once more"
         return "\n".join([*lines, "", f"results: {self.out}"])
 
 
-def _counts(records: Sequence[CaptionRecord]) -> np.ndarray:
-    """For each caption the counts of CHAIR (see `chair.rates`), then tokens, seconds, and bytes of the KV cache."""
+def without_nan(value: Any) -> Any:
+    """The same for JSON, which knows no nan: None in its place."""
+    if isinstance(value, dict):
+        return {key: without_nan(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _vocabulary(records: Sequence[CaptionRecord]) -> frozenset[str]:
+    """The objects that count as absent where they are: those in a picture, or named, anywhere in the study."""
+    return frozenset(x for r in records for x in (*r.truth, *(m.object for m in r.mentions)))
+
+
+def _counts(vocabulary: frozenset[str], records: Sequence[CaptionRecord]) -> np.ndarray:
+    """For each caption the counts of CHAIR (see `chair.rates`), then tokens, seconds, and bytes of the KV cache.
+
+    Last come the absent objects that it names, and all absent ones, of a vocabulary.
+    """
     rows = []
     for r in records:
         wrong = [m.hallucinated for m in r.mentions]
         recalled = {m.object for m in r.mentions} & set(r.truth)
         counts = (any(wrong), sum(wrong), len(wrong), len(recalled), len(r.truth), len(r.caption.split()))
-        rows.append((*counts, r.n_tokens, r.seconds, r.kv_bytes))
+        absent = vocabulary - set(r.truth)
+        named = len({m.object for m in r.mentions} & absent)
+        rows.append((*counts, r.n_tokens, r.seconds, r.kv_bytes, named, len(absent)))
     return np.array(rows, dtype=float)
 
 
 def _rates(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
     seconds = np.maximum(totals[..., 7], 1e-9)
     effort = {"tokens_per_s": totals[..., 6] / seconds, "images_per_s": n / seconds}
-    return rates(totals[..., :6], n) | effort | {"kv_kib": totals[..., 8] / n / 1024}
+    seen = sensitivity(totals[..., [3, 4, 9, 10]])
+    return rates(totals[..., :6], n) | effort | {"kv_kib": totals[..., 8] / n / 1024} | seen
 
 
 def cell(value: Interval, signed: bool = False, digits: int = 1) -> str:
     """A value with its interval, as text."""
     form = f"{'+' if signed else ''}.{digits}f"
+    if math.isnan(value.value):
+        return "-"
+    if math.isnan(value.low):  # unknown in some resamples
+        return f"{value.value:{form}} [-, -]"
     return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
@@ -132,6 +176,34 @@ def _table(summary: Summary) -> list[str]:
             rows.append([name, *(cell(values[c], signed=True) for c in _COLUMNS), *counts])
         lines += ["", "minus greedy on the same images, paired", *aligned(rows)]
     return lines
+
+
+def _detection(summary: Summary) -> list[str]:
+    """The table of d' and criterion, with the paired differences from greedy."""
+    rows = [["method", "d'", "criterion", "d' minus greedy", "criterion minus greedy"]]
+    for name, values in summary.methods.items():
+        versus = summary.versus_greedy.get(name)
+        more = ["", ""] if versus is None else [cell(versus[c], True, 2) for c in ("d_prime", "criterion")]
+        rows.append([name, *(cell(values[c], digits=2) for c in ("d_prime", "criterion")), *more])
+    head = f"naming present against absent objects, of {summary.n_objects}: d' is sight, a higher criterion names less"
+    return [head, *aligned(rows)]
+
+
+def _gate(summary: Summary) -> list[str]:
+    """Whether random heads at the same alpha do harm: where they do, VHR's own choice is not judged fairly."""
+    lines = []
+    for name, versus in summary.versus_greedy.items():
+        if name.split(":")[0] == "random-heads":
+            harm = versus["chair_s"].low > 0 or versus["recall"].high < 0
+            change = f"CHAIR_S {cell(versus['chair_s'], signed=True)}, recall {cell(versus['recall'], signed=True)}"
+            lines.append(f"gate, {name}: {change}: {'these heads do harm' if harm else 'no harm is seen'}")
+    return [*lines, ""] if lines else []
+
+
+def _curve_lines(curve: OperatingCurve) -> list[str]:
+    points, heights = rows_of(curve, cell)
+    head = "operating curve of greedy decoding: nats added to the log-odds of stopping"
+    return [head, *aligned(points), "", *aligned(heights), ""]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -169,15 +241,23 @@ def summarised(
     seed: int,
     failures: Sequence[FailureRecord] = (),
     among: Sequence[ItemId] | None = None,
+    points: Sequence[str] = (),
 ) -> Summary:
-    """What the captions say, of the images that came through with every method (and are `among` these)."""
-    common = [i for i in common_images(records, methods) if among is None or i in set(among)]
+    """What the captions say, of the images that came through with every method (and are `among` these).
+
+    `points` are those methods that make up the operating curve, if one is drawn.
+    """
+    common = [i for i in common_images(records, [*methods, *points]) if among is None or i in set(among)]
     if not common:
         raise ValueError(f"no image came through with every method; {out / 'failures.jsonl'} says why")
     order = {name: _in_order(records, common, name) for name in methods}
-    tables = {name: _counts(found) for name, found in order.items()}
+    vocabulary = _vocabulary([r for found in order.values() for r in found])
+    tables = {name: _counts(vocabulary, found) for name, found in order.items()}
     others = {name: table for name, table in tables.items() if name != BASELINE}
-    base = tables[BASELINE]
+    base, curve = tables[BASELINE], None
+    if points:
+        swept = {POINTS[name]: _counts(vocabulary, _in_order(records, common, name)) for name in points}
+        curve = operating_curve({0.0: base} | swept, others, _rates, seed)
     return Summary(
         {name: intervals(table, _rates, seed=seed) for name, table in tables.items()},
         {name: differences(table, base, _rates, seed=seed) for name, table in others.items()},
@@ -187,6 +267,8 @@ def summarised(
         out,
         tuple(common),
         {name: sum(not r.caption for r in found) for name, found in order.items()},
+        len(vocabulary),
+        curve,
         len(failures),
     )
 

@@ -2,7 +2,7 @@
 
 from interp.interventions.base import Method
 from interp.interventions.directions import Direction
-from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
@@ -42,6 +42,7 @@ __all__ = [
     "Method",
     "Sampling",
     "SnapKV",
+    "StopBias",
     "StreamingLLM",
     "TopK",
     "VASparse",

@@ -8,7 +8,7 @@ from typing import Any
 
 from interp import plugins
 from interp.interventions.base import Method, Parameter
-from interp.interventions.methods.decoding import Beams, Greedy, Sampling
+from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
@@ -57,6 +57,7 @@ METHODS: dict[str, Entry] = {
     "greedy": Entry(Greedy),
     "beams": Entry(Beams),
     "sampling": Entry(Sampling),
+    "stop-bias": Entry(StopBias),
     "vhr": Entry(VHR),
     "random-heads": Entry(
         VHR, {"choice": "random"}, "Control of VHR: in each layer as many heads, drawn once and the same for all images"
@@ -64,6 +65,7 @@ METHODS: dict[str, Entry] = {
     "bottom-heads": Entry(
         VHR, {"choice": "bottom"}, "Control of VHR: in each layer as many heads, those that the picture moves least"
     ),
+    "all-heads": Entry(VHR, {"choice": "all", "others": 1.0}, "Control of VHR: all heads of its layers"),
     "edit": Entry(EditHeads),
     "vasparse": Entry(VASparse),
     "vcd": Entry(VCD),

@@ -3,10 +3,19 @@
 from interp.plots.attention import bars, overlay, sparsity_curves
 from interp.plots.heads import head_heatmap, patching_heatmap, predicted_against
 from interp.plots.methods import against_controls, chair_against, method_matrix, operating_curve
-from interp.plots.redraw import draw_ablation, draw_attention, draw_causal, draw_sinks, draw_study, draw_sweep, redraw
+from interp.plots.redraw import (
+    draw_ablation,
+    draw_attention,
+    draw_causal,
+    draw_cause,
+    draw_sinks,
+    draw_study,
+    draw_sweep,
+    redraw,
+)
 from interp.plots.style import CORRECT, HALLUCINATED, SHARE, limits_of, save
 from interp.plots.sweeps import Curve, dose_curve, sweep_curves
-from interp.plots.words import logit_lens, roc_curve, t_vhd_along, t_vhd_histogram, t_vhd_histograms
+from interp.plots.words import logit_lens, roc_curve, swap_losses, t_vhd_along, t_vhd_histogram, t_vhd_histograms
 
 __all__ = [
     "CORRECT",
@@ -20,6 +29,7 @@ __all__ = [
     "draw_ablation",
     "draw_attention",
     "draw_causal",
+    "draw_cause",
     "draw_sinks",
     "draw_study",
     "draw_sweep",
@@ -35,6 +45,7 @@ __all__ = [
     "roc_curve",
     "save",
     "sparsity_curves",
+    "swap_losses",
     "sweep_curves",
     "t_vhd_along",
     "t_vhd_histogram",

@@ -19,6 +19,8 @@ METHODS = {
     "snapkv": "SnapKV",
     "random-heads": "random heads",
     "bottom-heads": "bottom heads",
+    "all-heads": "all heads of the layers",
+    "stop-bias": "greedy, stopping biased",
 }
 RANKINGS = {"vhd": "VHD", "image_mass": "attention to the image", "causal": "causal effect"}
 OPERATIONS = {"zero": "silenced", "scale": "scaled", "mean": "set to their mean", "resample": "resampled"}

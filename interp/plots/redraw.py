@@ -12,11 +12,11 @@ import numpy as np
 from interp.evaluate.bootstrap import Interval
 from interp.plots.attention import bars, sparsity_curves
 from interp.plots.heads import head_heatmap, predicted_against
-from interp.plots.methods import against_controls, chair_against
+from interp.plots.methods import against_controls, chair_against, operating_curve
 from interp.plots.names import readable, setting, settings_of
 from interp.plots.style import SHARE, limits_of, save
 from interp.plots.sweeps import Curve, sweep_curves
-from interp.plots.words import t_vhd_histograms
+from interp.plots.words import swap_losses, t_vhd_histograms
 
 MANY = 40
 """With more methods than this a scatter of all of them shows nothing."""
@@ -53,7 +53,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def draw_study(out: Path) -> None:
     """From `summary.json`, `vhd.npz` and `t_vhd.npz`: VHD, chosen heads, T-VHD, and methods against each other."""
-    methods = _json(out / "summary.json")["methods"]
+    summary = _json(out / "summary.json")
+    methods = summary["methods"]
     if (out / "vhd.npz").exists():
         vhd = _arrays(out / "vhd.npz")["vhd"]
         title = "VHD at the first step, mean over images"
@@ -80,6 +81,13 @@ def draw_study(out: Path) -> None:
             ("tokens_per_s", "tokens per second", "chair_speed.png"),
         ):
             save(chair_against(rates, column, label), out / file)
+    if "operating_curve" in summary:
+        recall, chair_i = (
+            np.array([p[c]["value"] for p in summary["operating_curve"]["points"]], dtype=float)
+            for c in ("recall", "chair_i")
+        )
+        placed = {n: {c: Interval(v[c], *v["interval"][c]) for c in ("recall", "chair_i")} for n, v in methods.items()}
+        save(operating_curve(recall, chair_i, placed), out / "operating_curve.png")
 
 
 def curves_of(rows: list[dict[str, str]], along: str, shared: dict[str, str], column: str) -> list[Curve]:
@@ -144,6 +152,13 @@ def draw_causal(out: Path) -> None:
         save(predicted_against(pairs["predicted"], pairs["exact"], *labels), out / "patching.png")
 
 
+def draw_cause(out: Path) -> None:
+    """From `cause.json` and `swaps.npz`: what each word loses with its picture and with its text."""
+    criterion, found = _json(out / "cause.json")["criterion_nats"], _arrays(out / "swaps.npz")
+    lost = found["picture_swapped"], found["text_swapped"]
+    save(swap_losses(*lost, found["hallucinated"], criterion), out / "swaps.png")
+
+
 def draw_attention(out: Path) -> None:
     """From `attention.json` and the `.npz` of each figure: sparsity, sinks, attention to the image, top tokens."""
     found, eps = _json(out / "attention.json"), _json(out / "manifest.json")["eps"]
@@ -177,6 +192,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "sweep.csv": draw_sweep,
     "ablation.json": draw_ablation,
     "causal.json": draw_causal,
+    "cause.json": draw_cause,
     "attention.json": draw_attention,
     "sinks.json": draw_sinks,
 }

@@ -96,6 +96,33 @@ def t_vhd_along(tokens: Sequence[str], t_vhd: Sequence[float]) -> list[Axes]:
 
 
 @styled
+def swap_losses(
+    picture: Float[np.ndarray, " word"],
+    text: Float[np.ndarray, " word"],
+    hallucinated: Bool[np.ndarray, " word"],
+    criterion: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """What swapping the picture and swapping the text before it take from each word's log p (nats), against each other.
+
+    Dotted lines are the criterion: right of it a word follows the picture, above it the text.
+    """
+    ax = new_axes(ax, 3.7)
+    for name, own, colour in (("correct", ~hallucinated, CORRECT), ("hallucinated", hallucinated, HALLUCINATED)):
+        label = f"{name} ({int(own.sum())})"
+        ax.scatter(picture[own], text[own], s=12, alpha=0.5, color=colour, linewidth=0, label=label)
+    style: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}
+    ax.axvline(criterion, **style)
+    ax.axhline(criterion, **style)
+    ax.set(xlabel="log p lost with the picture swapped (nats)", ylabel="log p lost with the text swapped (nats)")
+    ax.set_title("what object words follow")
+    ax.margins(y=0.2)
+    ax.legend(loc="upper left", handlelength=1)
+    finish(ax)
+    return ax
+
+
+@styled
 def roc_curve(
     scores: Mapping[str, Float[np.ndarray, " word"]],
     positive: Bool[np.ndarray, " word"],

@@ -1,4 +1,4 @@
-"""Hugging Face's own decoding: greedy, beams, sampling."""
+"""Hugging Face's own decoding: greedy, beams, sampling; and greedy that stops sooner or later."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor
 
 from interp.interventions.base import Kept, Method, Seed, Within
 from interp.models import LVLM, GenerateOptions, Inputs, Sampled
@@ -65,3 +67,45 @@ class Sampling(Method):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             yield GenerateOptions(sampling=Sampled(self.temperature, self.top_p))
+
+
+class _Biased(LogitsProcessor):
+    """Adds a bias to the scores of some tokens."""
+
+    def __init__(self, ids: list[int], bias: float) -> None:
+        self.ids, self.bias = ids, bias
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.ids] += self.bias
+        return scores
+
+
+@dataclass(frozen=True)
+class StopBias(Method):
+    """Greedy generation with `bias` (nats) on the log-odds of stopping: says more below 0, less above.
+
+    Adding to the logits of the end-of-sequence tokens adds the same to their log-odds against all other tokens.  Swept,
+    it draws the operating curve of the unchanged model (`interp study --operating-curve`).
+    """
+
+    bias: Annotated[float, Within(-1000, 1000)] = 1.0
+
+    citation: ClassVar = "a control of length; no paper's method"
+    cost: ClassVar = "none"
+    off: ClassVar = "bias=0"
+    passes: ClassVar = OF_THE_LOOP
+
+    def check(self, model: LVLM) -> None:
+        """ValueError if the model names no token that ends a text."""
+        super().check(model)
+        if self.bias and not self._ends(model):
+            raise ValueError(f"StopBias moves the end-of-sequence token, and {model.name} names none")
+
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
+        """Bias the end of sequence in each step."""
+        return nullcontext(GenerateOptions(processors=(_Biased(self._ends(model), self.bias),) if self.bias else ()))
+
+    def _ends(self, model: LVLM) -> list[int]:
+        eos = model.generation_settings["eos_token_id"]
+        return [eos] if isinstance(eos, int) else list(eos or ())

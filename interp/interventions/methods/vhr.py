@@ -28,7 +28,7 @@ from interp.models import LVLM, GenerateOptions, HeadSelection, Inputs, paired, 
 from interp.models.image_free import ImageFree
 from interp.trace.divergence import streams
 
-Choice = Literal["vision-aware", "bottom", "random"]
+Choice = Literal["vision-aware", "bottom", "random", "all"]
 Deviation = Literal["sample", "population"]
 
 PRESETS = {"llava": (True, 14 / 32), "instructblip": (False, 18 / 32), "second": (True, 0.0), "all": (True, 1.0)}
@@ -46,9 +46,14 @@ def paper_layers(n_layers: int, preset: str = "llava") -> tuple[int, ...]:
 
 
 def as_many(choice: Choice, vhd: Float[Tensor, "batch head"], chosen: Bool[Tensor, "batch head"], seed: int) -> Tensor:
-    """As many heads of a layer as were chosen, taken otherwise: those of lowest VHD, or the same random ones of all."""
+    """As many heads of a layer as were chosen, taken otherwise: those of lowest VHD, or the same random ones of all.
+
+    `all` takes every head, so that the layer grows louder and no head gains on another.
+    """
     if choice == "vision-aware":
         return chosen
+    if choice == "all":
+        return torch.ones_like(chosen)
     if choice == "bottom":
         order = vhd.argsort(-1)
     else:
@@ -62,7 +67,9 @@ class VHR(Method):
     """Heads that the picture moves are amplified: `with VHR(alpha=2.0)(model): model.generate(...)`.
 
     `choice="bottom"` and `choice="random"` are its controls: in each layer as many heads as VHR would take,
-    the ones of lowest VHD, or a set drawn from `seed` and kept for all images.  `alpha=1` changes nothing.
+    the ones of lowest VHD, or a set drawn from `seed` and kept for all images; `choice="all"` takes all heads of its
+    layers.  `others` is the factor of those heads of its layers that are not chosen: below 1 it gives back what `alpha`
+    adds, so that the balance between heads moves and the loudness of the layer does not.  `alpha=1` changes nothing.
 
     `layers` are numbers, else `preset` says which (`auto`: the paper's for the family); `image_free` how the picture is
     taken away; `outliers=False` leaves out eq. 6; `reselect` chooses anew at every step.
@@ -78,6 +85,7 @@ class VHR(Method):
     image_free: ImageFree = "remove"
     reselect: bool = False
     seed: Seed = 0
+    others: Annotated[float, Within(0, 1000)] = 1.0
 
     citation: ClassVar = "He et al., ACL 2025, arXiv 2412.13949"
     cost: ClassVar = "one prefill with and without the picture"
@@ -96,6 +104,8 @@ class VHR(Method):
             paper_layers(32, self.preset)
         if self.layers == ():
             raise ValueError("layers of VHR names none: nothing would be reinforced; alpha=1 switches it off")
+        if self.choice == "all" and self.others != 1:
+            raise ValueError(f"choice=all of VHR leaves no others; leave out others, got {self.others}")
 
     def check(self, model: LVLM) -> None:
         """ValueError if a layer is not there, or nothing would be reinforced."""
@@ -110,6 +120,12 @@ class VHR(Method):
         family = model.family.name if model.family.name in PRESETS else "llava"
         preset = family if self.preset == "auto" else self.preset
         return paper_layers(model.n_layers, preset) if self.layers is None else self.layers
+
+    def factors(self, model: LVLM, heads: Bool[Tensor, "batch layer head"]) -> Float[Tensor, "batch layer head"]:
+        """By how much each head is multiplied when these are the chosen ones."""
+        layers = torch.zeros(model.n_layers, 1, dtype=torch.bool, device=heads.device)
+        layers[list(self.chosen_layers(model))] = True
+        return torch.where(heads, self.alpha, torch.where(layers, self.others, 1.0))
 
     def select(self, model: LVLM, inputs: Inputs, written: Int[Tensor, "batch token"] | None = None) -> HeadSelection:
         """Choose the heads, layer by layer in one traced pass: each layer sees the earlier ones reinforced.
@@ -129,7 +145,7 @@ class VHR(Method):
             text_energy = without.float().square().sum(-1).to(vhd.device)
             chosen = vision_aware_heads(vhd[:, layer], text_energy, self.deviation, self.outliers)
             heads[:, layer] = as_many(self.choice, vhd[:, layer], chosen, self.seed * 1_000_003 + layer)
-            factor = torch.where(heads[:, layer], self.alpha, 1.0).to(z)
+            factor = torch.where(heads[:, layer], self.alpha, self.others).to(z)
             without_factor = factor if self.reinforce_image_free else torch.ones_like(factor)
             return z * torch.stack([factor, without_factor], 1).flatten(0, 1)[:, None, :, None]
 
@@ -142,7 +158,7 @@ class VHR(Method):
     def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
         """Choose heads for the batch and amplify them."""
         selection = self.select(model, inputs)
-        scale = torch.where(selection.heads, self.alpha, 1.0)
+        scale = self.factors(model, selection.heads)
         with ExitStack() as stack:
             if self.reselect:
                 stack.enter_context(self._choosing_anew(model, inputs, scale))
@@ -164,9 +180,9 @@ class VHR(Method):
                 raise ValueError("reselect=true cannot follow beams; generate with one")
             written = torch.cat([written, ids], 1)
             scale.fill_(1.0)  # the pass that chooses is of the model as it is
-            scale.copy_(torch.where(self.select(model, inputs, written).heads, self.alpha, 1.0))
+            scale.copy_(self.factors(model, self.select(model, inputs, written).heads))
 
-        scale[:, list(self.chosen_layers(model))] = self.alpha  # so that every layer is watched
+        scale[:, list(self.chosen_layers(model))] = 2.0  # so that every layer is watched
         with scaled_heads(model, scale, self.passes), ExitStack() as stack:
             scale.copy_(first)
             stack.callback(model.hf.register_forward_pre_hook(before, with_kwargs=True).remove)
