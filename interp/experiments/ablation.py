@@ -29,7 +29,7 @@ from interp.experiments.records import CaptionRecord, ItemId, LikelihoodRecord, 
 from interp.experiments.report import Summary, aligned, cell, common_images, summarised
 from interp.experiments.setup import Setup
 from interp.folder import write_text
-from interp.interventions import EditHeads, Method
+from interp.interventions import EditHeads, Method, parse_method
 from interp.models import LVLM, Inputs, NonFiniteLogitsError
 
 MEASURES = {
@@ -77,7 +77,7 @@ class AblateConfig(StudyConfig):
             )
         if self.ranking is None and self.data.split == "dev":
             raise ValueError("heads would be ranked on the images of the study; pass ranking=FILE, or another split")
-        EditHeads(heads=self.heads, op=self.op, steps=self.steps, by=self.by)
+        parse_method(f"edit:heads={self.heads}:op={self.op}:steps={self.steps}:by={self.by}")  # refused in one line
 
     def named(self, ranking: str, n_heads: int) -> dict[str, EditHeads]:
         """The edit and its controls, by name."""
