@@ -39,8 +39,11 @@ class Entry:
     line: str = ""
 
     def __call__(self, **settings: Any) -> Method:
-        """The method, with its defaults unless told otherwise."""
-        return self.build(**(self.fixed | settings))
+        """The method, with its defaults, or those of its preset, unless told otherwise."""
+        chosen = dict(self.fixed) | settings
+        if self.build.presets and "preset" in chosen:
+            return self.build.of_preset(chosen.pop("preset"), **chosen)
+        return self.build(**chosen)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -110,6 +113,8 @@ def parse_method(text: str) -> Method:
             f"({text[:40]}...). Long lists belong in a ranking file, or in Python"
         )
     known = entry.parameters
+    if entry.build.presets:
+        known |= {"preset": Parameter("preset", str, None, choices=tuple(entry.build.presets))}
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -137,4 +142,9 @@ def describe_methods() -> str:
         build = entry.build
         lines += [written(name).replace(":", "  ", 1).replace(":", " "), f"    {entry.summary}. {build.citation}."]
         lines.append(f"    extra cost: {build.cost}; off: {':'.join([name, build.off]).rstrip(':')}")
+        choices = [p for p in entry.parameters.values() if p.choices]
+        lines += [f"    {p.name}: {', '.join(p.choices)}" for p in choices]
+        for preset, found in build.presets.items():
+            shown = " ".join(f"{key}={build.parameters()[key].shown(value)}" for key, value in found.settings.items())
+            lines.append(f"    preset={preset}: {shown or 'the defaults'} ({found.source})")
     return "\n".join(lines)
