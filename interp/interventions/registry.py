@@ -8,12 +8,15 @@ from typing import Any
 
 from interp import plugins
 from interp.interventions.base import Method, Parameter
+from interp.interventions.methods.avisc import AvisC
+from interp.interventions.methods.deco import DeCo
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
 from interp.interventions.methods.h2o import H2O
 from interp.interventions.methods.head_edits import EditHeads
+from interp.interventions.methods.icd import ICD
 from interp.interventions.methods.m3id import M3ID
 from interp.interventions.methods.opera import OPERA
 from interp.interventions.methods.pai import PAI
@@ -70,9 +73,12 @@ METHODS: dict[str, Entry] = {
     "edit": Entry(EditHeads),
     "vasparse": Entry(VASparse),
     "vcd": Entry(VCD),
+    "icd": Entry(ICD),
+    "avisc": Entry(AvisC),
     "m3id": Entry(M3ID),
     "pai": Entry(PAI),
     "dola": Entry(DoLa),
+    "deco": Entry(DeCo),
     "spin": Entry(SPIN),
     "opera": Entry(OPERA),
     "top-k": Entry(TopK),

@@ -80,9 +80,7 @@ def merged(
     return empty.scatter_add(1, index, keys), empty.scatter_add(1, index, values)
 
 
-def blind_tokens(
-    attention: Float[Tensor, "layer head key"], share: float, deviations: float
-) -> Bool[Tensor, " key"]:
+def blind_tokens(attention: Float[Tensor, "layer head key"], share: float, deviations: float) -> Bool[Tensor, " key"]:
     """AvisC's blind image tokens (Woo et al., arXiv 2405.17820), by the last query's attention to image keys.
 
     Of the fewest layers that hold `share` of all attention, the keys from the mean plus `deviations` standard

@@ -8,9 +8,9 @@ Paper: farthest by Jensen-Shannon divergence.  Released code (voidism/DoLa @82dc
 numbers; the default): hidden states counted from the embedding, 0, and read by the head *without* the final norm
 (`norm`); both terms of the divergence the other way round (`divergence=reversed`).  It chooses one layer for a whole
 batch, here each row chooses, which is the same for one text.  Its generations had a repetition penalty of 1.2, after
-the contrast: give `repetition_penalty` to `generate`, which applies it before.
-Layers: `bucket=low` and `high` as transformers' `dola_layers`; where head and embedding are one matrix, low starts at 2.
-interp's reading before was `layers=1+3+...:norm=true:divergence=jensen-shannon` (outputs of layers, with the norm).
+the contrast: give `repetition_penalty` to `generate`, which applies it before. Layers: `bucket=low` and `high` as
+transformers' `dola_layers`; where head and embedding are one matrix, low starts at 2. interp's reading before was
+`layers=1+3+...:norm=true:divergence=jensen-shannon` (outputs of layers, with the norm).
 """
 
 from collections.abc import Iterator

@@ -29,7 +29,8 @@ SCRIPTS = "DAMO-NLP-SG/VCD cd_scripts"
 class VCD(Method):
     """Contrast with the same prompt and a picture drowned in noise.
 
-    `noise_step`: of the diffusion (auto: 500); `temperature`: tokens are drawn, from `seed` (0: the likeliest is taken).
+    `noise_step`: of the diffusion (auto: 500); `temperature`: tokens are drawn, from `seed` (0: the likeliest is
+    taken).
     """
 
     alpha: Weight = 1.0

@@ -8,7 +8,7 @@ this file makes a parameter: the standard deviation (`deviation`, default sample
 reinforced too (`reinforce_image_free`, default yes, so that both streams differ by the image only).  Layers default to
 the paper's for the model's family, scaled to its depth (`PRESETS`).  `reselect` is a variant, not the paper's: sets are
 chosen anew at every step, while the cache keeps what earlier sets wrote.  The paper's ablation "same heads for every
-image" is `EditHeads(op="scale")`.
+image" is `heads=L1H1+L5H2`, a set found before (by `interp causal`, say).
 """
 
 import re
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from interp.interventions.base import Layers, Method, Seed, Within
 from interp.interventions.primitives.head_scaling import scaled_heads
+from interp.interventions.primitives.head_sets import head_set
 from interp.metrics.vhd import head_divergence, vision_aware_heads
-from interp.models import LVLM, GenerateOptions, HeadSelection, Inputs, paired, run_with_edits
+from interp.models import LVLM, GenerateOptions, Head, HeadSelection, Inputs, paired, run_with_edits
 from interp.models.image_free import ImageFree
 from interp.trace.divergence import streams
 
@@ -64,11 +65,13 @@ class VHR(Method):
     `choice="bottom"` and `choice="random"` are its controls: in each layer as many heads as VHR would take,
     the ones of lowest VHD, or a set drawn from `seed` and kept for all images.  `alpha=1` changes nothing.
 
+    `heads`: these for every image, as labels joined by +, in place of any choice.
     `layers` are numbers, else `preset` says which (`auto`: the paper's for the family); `image_free` how the picture is
     taken away; `outliers=False` leaves out eq. 6; `reselect` chooses anew at every step.
     """
 
     alpha: Annotated[float, Within(0, 1000, above=True)] = 2.0
+    heads: str = ""
     layers: Layers = None
     preset: str = "auto"
     choice: Choice = "vision-aware"
@@ -96,10 +99,14 @@ class VHR(Method):
             paper_layers(32, self.preset)
         if self.layers == ():
             raise ValueError("layers of VHR names none: nothing would be reinforced; alpha=1 switches it off")
+        choosing = self.layers, self.preset, self.choice, self.reselect
+        if self.heads and choosing != (None, "auto", "vision-aware", False):
+            raise ValueError("heads of VHR are the same for every image; leave out layers, preset, choice and reselect")
 
     def check(self, model: LVLM) -> None:
         """ValueError if a layer is not there, or nothing would be reinforced."""
         super().check(model)
+        self._fixed(model)
         if not self.chosen_layers(model):
             raise ValueError(f"preset {self.preset} of VHR names no layer of the {model.n_layers} of this model")
         if self.reselect and model.family.needs_pixels:  # they generate inside their language model, without token ids
@@ -107,9 +114,15 @@ class VHR(Method):
 
     def chosen_layers(self, model: LVLM) -> tuple[int, ...]:
         """The layers of this model that are reinforced."""
+        if self.heads:
+            return tuple(sorted({head.layer for head in self._fixed(model)}))
         family = model.family.name if model.family.name in PRESETS else "llava"
         preset = family if self.preset == "auto" else self.preset
         return paper_layers(model.n_layers, preset) if self.layers is None else self.layers
+
+    def _fixed(self, model: LVLM) -> tuple[Head, ...]:
+        """The heads that are given for every image."""
+        return head_set(self.heads, (model.n_layers, model.n_heads)) if self.heads else ()
 
     def select(self, model: LVLM, inputs: Inputs, written: Int[Tensor, "batch token"] | None = None) -> HeadSelection:
         """Choose the heads, layer by layer in one traced pass: each layer sees the earlier ones reinforced.
@@ -117,7 +130,7 @@ class VHR(Method):
         At the last position of the prompts, or of the tokens `written` after them.
         """
         self.check(model)
-        layers = self.chosen_layers(model)
+        layers, fixed = self.chosen_layers(model), self._fixed(model)
         heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
         vhd = torch.zeros(heads.shape, device=model.device)
 
@@ -129,6 +142,9 @@ class VHR(Method):
             text_energy = without.float().square().sum(-1).to(vhd.device)
             chosen = vision_aware_heads(vhd[:, layer], text_energy, self.deviation, self.outliers)
             heads[:, layer] = as_many(self.choice, vhd[:, layer], chosen, self.seed * 1_000_003 + layer)
+            if fixed:
+                heads[:, layer] = False
+                heads[:, layer, [head.head for head in fixed if head.layer == layer]] = True
             factor = torch.where(heads[:, layer], self.alpha, 1.0).to(z)
             without_factor = factor if self.reinforce_image_free else torch.ones_like(factor)
             return z * torch.stack([factor, without_factor], 1).flatten(0, 1)[:, None, :, None]
