@@ -125,9 +125,9 @@ def test_an_evicted_cache_is_smaller_and_positions_go_on(model, inputs):
 class ReferencePattern:
     """The attention of a whole caption by the paper's equations, query by query, in float64; knows nothing of interp's.
 
-    Eq. 7: `s' = (1 + beta) s - beta w s`, `w` the softmax over visible keys of what they have received so far.  Eqs. 3 to 5:
-    of the keys in scope the `ceil(keep n)` of largest `<q, k>^2 + lambda P` (eq. 4, in its readings) stay, `P` the softmax over
-    visible keys of what each paid to the image as a query, in the last head.
+    Eq. 7: `s' = (1 + beta) s - beta w s`, `w` the softmax over visible keys of what they have received so far.
+    Eqs. 3 to 5: of the keys in scope the `ceil(keep n)` of largest `<q, k>^2 + lambda P` (or another reading of eq. 4)
+    stay, `P` the softmax over visible keys of what each paid to the image as a query, in the last head.
     """
 
     def __init__(self, inputs: Inputs, method: VASparse) -> None:

@@ -186,13 +186,13 @@ class VASparse(Method):
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
         groups = heads // kv_heads
         saliency = running_softmax(paid.repeat_interleave(groups, 1), visible)
-        delta = self._importance(call, raw, visible) + self.lambda_ * saliency
+        delta = self.importance(call, raw, visible) + self.lambda_ * saliency
         if self.when == "step":
             return top_mask(delta, inside, self.keep)
         delta = delta.unflatten(1, (kv_heads, groups)).mean(2).repeat_interleave(groups, 1)
         return top_mask(delta, inside, self.keep, total)
 
-    def _importance(self, call: AttentionCall, raw: Tensor, visible: Tensor) -> Float[Tensor, "batch head query key"]:
+    def importance(self, call: AttentionCall, raw: Tensor, visible: Tensor) -> Float[Tensor, "batch head query key"]:
         """The first term of eq. 4, as it is read."""
         if self.score == "probs":
             return raw.float()
