@@ -31,7 +31,9 @@ from zoo import build
 
 from interp.interventions import METHODS, OPERA, VHR, VASparse, describe_methods, parse_method
 from interp.interventions.methods.icd import DISTURBANCES
+from interp.interventions.primitives.continuation import Continuation
 from interp.interventions.primitives.opera_released import ReleasedSearch, Rules
+from interp.interventions.primitives.rereading import Reader, Texts
 from interp.metrics.contrast import distances
 from interp.metrics.over_trust import over_trust
 from interp.models import LVLM, AttentionCall, Inputs, diffused, image_free, load
@@ -320,20 +322,14 @@ def test_vasparse_selects_by_each_reading(score, case):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
-@dataclass(frozen=True)
-class Written:
-    """Texts that a made-up model has read; stands for `interp.interventions.primitives.rereading.Texts`."""
-
-    ids: Tensor
-    omega: Tensor
-    looks: Tensor
-    logits: Tensor
+class Written(Texts):
+    """Texts that a made-up model has read, without a cache."""
 
     def select(self, rows: Tensor) -> "Written":
-        return Written(self.ids[rows], self.omega[rows], self.looks[rows], self.logits[rows])
+        return Written(self.ids[rows], self.omega[rows], self.looks[rows], self.logits[rows], self.text)
 
 
-class MadeUp:
+class MadeUp(Reader):
     """A model of six tokens after a prompt of three, of which the first is an image; token 5 ends a text."""
 
     START = 3
@@ -350,7 +346,7 @@ class MadeUp:
             weights = of.random((2, row + 1))
             weights[:, min(row, self.START + 11)] += 8.0
             attention[:, row, : row + 1] = weights / weights.sum(-1, keepdims=True)
-        return random.normal(size=6) - np.array([0, 0, 0, 0, 0, 2.0]), attention
+        return random.normal(size=6) - np.array([0, 0, 0, 0, 0, 4.0]), attention
 
     def start(self, n: int) -> Written:
         return self.at(torch.empty(n, 0, dtype=torch.long))
@@ -360,9 +356,10 @@ class MadeUp:
         rows = [a.max(0) / a.max(0).sum(-1, keepdims=True) for _, a in both]
         omega = torch.from_numpy(np.stack([r[self.START :, self.START :] for r in rows]))
         looks = torch.tensor([r[-1, 0] for r in rows], dtype=torch.double)
-        return Written(ids, omega, looks, torch.from_numpy(np.stack([logits for logits, _ in both])))
+        logits = torch.from_numpy(np.stack([logits for logits, _ in both]))
+        return Written(ids, omega, looks, logits, object.__new__(Continuation))
 
-    def read(self, texts: Written, ids: Tensor) -> Written:
+    def read(self, texts: Texts, ids: Tensor) -> Written:
         return self.at(torch.cat([texts.ids, ids], 1))
 
 
@@ -372,7 +369,7 @@ def test_operas_search_goes_back_as_the_reference_does(monkeypatch):
     monkeypatch.setattr(ReleasedSearch, "_anew", lambda self, *args: back.append(args[1]) or anew(self, *args))
     for seed in range(6):
         rules = Rules(2, 3, 1.0, 3.0, 4, 3, torch.tensor([5]), 2)
-        found = ReleasedSearch(rules, MadeUp(seed), lambda _, scores: scores).run(26).tolist()  # pyright: ignore
+        found = ReleasedSearch(rules, MadeUp(seed), lambda _, scores: scores).run(26).tolist()
         settings: Any = {"beams": 2, "candidates": 3, "threshold": 4, "sigma": 3.0, "prompt_counted": 2}
         assert found == opera_search.search(MadeUp(seed), 3, np.array([0]), 5, 26, **settings), seed
     assert len(back) > 3, "no way back was taken: this would test nothing"

@@ -68,12 +68,23 @@ class DoLa(Method):
         "lvlm-low": Preset({"layers": tuple(range(0, 16, 2))}, "OPERA and VHR, 32 layers [recalled]"),
     }
 
+    def check(self, model: LVLM) -> None:
+        """ValueError for a layer that is not there, or a bucket without one."""
+        super().check(model)
+        if self.layers is None and not self.states(model):
+            raise ValueError(
+                f"bucket {self.bucket} of DoLa holds none of the {model.n_layers} layers; expected layers="
+            )
+
+    def states(self, model: LVLM) -> tuple[int, ...]:
+        """The hidden states of this model that are candidates."""
+        tied = model.hf.get_output_embeddings().weight is model.hf.get_input_embeddings().weight
+        return bucket_states(model.n_layers, self.bucket, tied) if self.layers is None else self.layers
+
     @contextmanager
     def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
         """Contrast the logits of each step with a candidate layer's."""
-        head, embedding = model.hf.get_output_embeddings(), model.hf.get_input_embeddings()
-        tied = head.weight is embedding.weight
-        states = bucket_states(model.n_layers, self.bucket, tied) if self.layers is None else self.layers
+        states = self.states(model)
         if not states:
             yield GenerateOptions()
             return

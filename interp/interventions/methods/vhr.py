@@ -71,7 +71,6 @@ class VHR(Method):
     """
 
     alpha: Annotated[float, Within(0, 1000, above=True)] = 2.0
-    heads: str = ""
     layers: Layers = None
     preset: str = "auto"
     choice: Choice = "vision-aware"
@@ -81,6 +80,7 @@ class VHR(Method):
     image_free: ImageFree = "remove"
     reselect: bool = False
     seed: Seed = 0
+    heads: str = ""
 
     citation: ClassVar = "He et al., ACL 2025, arXiv 2412.13949"
     cost: ClassVar = "one prefill with and without the picture"
