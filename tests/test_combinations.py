@@ -115,7 +115,7 @@ def test_vasparse_with_vhr_equals_one_edited_pass(pictures):
     torch.testing.assert_close(found[finite], logits[finite], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("search", ["beams:num_beams=3", "opera:num_beams=2:candidates=2:alpha=0.5"])
+@pytest.mark.parametrize("search", ["beams:num_beams=3", "opera:num_beams=2:candidates=2"])
 def test_an_edit_with_a_search_equals_edited_weights(search, model, inputs):
     edit = EditHeads(heads="L1H1+L4H2", op="scale", factor=3.0)
     with edit(model), parse_method(search)(model):

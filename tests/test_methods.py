@@ -49,11 +49,15 @@ def test_every_method_has_an_off_setting_equal_to_greedy(name, off, model):
         "beams:num_beams=3",
         "pai",
         "dola",
+        "deco",
+        "icd",
+        "avisc",
         "top-k:keep=0.2",
         "fastv:keep=0.2",
         "streaming-llm",
         "h2o:keep=0.3",
-        "snapkv",
+        "h2o:evict=false",
+        "snapkv:window=8",
         "spin",
     ],
 )
@@ -76,6 +80,9 @@ def test_rows_of_a_batch_equal_each_alone(text, options, model, inputs):
         "m3id:gamma=0.2",
         "pai:alpha=2",
         "dola",
+        "deco:alpha=5",
+        "icd:alpha=5",
+        "avisc",
         "spin:suppress=0.5",
         "top-k:keep=0.03",
         "fastv:keep=0.05",
@@ -130,10 +137,10 @@ def seen_by(method: Any, patterns: torch.Tensor, notes: Any = None) -> torch.Ten
 def test_what_each_baseline_keeps_by_hand():
     a = torch.tensor([[1.0, 0, 0, 0], [0.9, 0.1, 0, 0], [0.2, 0.5, 0.3, 0], [0.1, 0.2, 0.3, 0.4]])[None, None]
     assert seen_by(TopK(keep=0.5), a)[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    streaming = seen_by(StreamingLLM(sinks=1, window=2), a)[0, 0].int().tolist()
+    streaming = seen_by(StreamingLLM(sinks=1, window=1, prefill="windowed"), a)[0, 0].int().tolist()
     assert streaming == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
     # received before the last query: 2.1, 0.6, 0.3; with it 2.2, 0.8, 0.6, 0.4: one heavy hitter, one latest key
-    assert seen_by(H2O(keep=0.5), a)[0, 0, 3].int().tolist() == [1, 0, 0, 1]
+    assert seen_by(H2O(keep=0.5, evict=False), a)[0, 0, 3].int().tolist() == [1, 0, 0, 1]
     notes = KeptOfPrompt()
     seen = seen_by(SnapKV(keep=0.5, window=1, pool=1), a, notes)
     assert torch.equal(seen[0, 0], torch.ones(4, 4).tril().bool()), "the prefill sees everything"
@@ -209,7 +216,7 @@ def test_methods_that_cannot_be_combined_are_refused(model, inputs):
         ("pai:alpha=nan", "alpha of PAI is a number .*, got nan"),
         ("pai:layers=1.5", "layers of PAI is numbers joined by"),
         ("vcd:alpha=nan", "alpha of VCD is a number .*, got nan"),
-        ("vcd:image_free=foo", "image_free of VCD is one of remove, mask, blank, noise, got 'foo'"),
+        ("vcd:image_free=foo", "image_free of VCD is one of diffusion, remove, mask, blank, noise, got 'foo'"),
         (f"vcd:seed={2**63}", "seed of VCD is a whole number"),
         ("vcd:seed=-1", "seed of VCD is a whole number of at least 0"),
         ("m3id:gamma=nan", "gamma of M3ID"),
@@ -225,7 +232,7 @@ def test_methods_that_cannot_be_combined_are_refused(model, inputs):
         ("beams:num_beams=2.5", "num_beams of Beams is a whole number"),
         ("sampling:top_p=0", "top_p of Sampling is a number above 0"),
         ("spin:suppress=2", "suppress of SPIN is a number of at least 0 and at most 1"),
-        ("icd", "unknown method 'icd'; expected one of greedy"),
+        ("icdd", "unknown method 'icdd'; expected one of greedy"),
         ("vhrr", "did you mean vhr"),
     ],
 )

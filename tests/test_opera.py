@@ -12,13 +12,14 @@ from interp.interventions import OPERA, parse_method
 def test_without_penalty_and_returns_it_is_beam_search(options, model, inputs):
     for beams in (1, 3):
         expected = model.generate(inputs, num_beams=beams, **options).texts
-        with OPERA(num_beams=beams, candidates=2 * beams, alpha=0.0, rollbacks=0)(model):
+        with OPERA(variant="vocabulary", num_beams=beams, candidates=2 * beams, alpha=0.0, rollbacks=0)(model):
             assert model.generate(inputs, **options).texts == expected
 
 
-def test_the_penalty_changes_the_text_and_rows_equal_each_alone(model, inputs):
+@pytest.mark.parametrize("variant", ["released", "paper", "vocabulary"])
+def test_the_penalty_changes_the_text_and_rows_equal_each_alone(variant, model, inputs):
     plain = model.generate(inputs, num_beams=3, max_new_tokens=20).texts
-    with OPERA(num_beams=3, candidates=3, alpha=5.0)(model):
+    with OPERA(variant=variant, num_beams=3, candidates=3, alpha=5.0)(model):
         together = model.generate(inputs, max_new_tokens=20)
         assert together.texts != plain
         assert together.cache_bytes > 0
@@ -29,7 +30,7 @@ def test_the_penalty_changes_the_text_and_rows_equal_each_alone(model, inputs):
 
 def test_the_way_back_takes_another_token(model, inputs):
     """Threshold 1: the first token is a column that fires at once, so the second token is taken anew."""
-    settings: Any = {"num_beams": 1, "candidates": 3, "alpha": 0.0, "recent": 1, "threshold": 1}
+    settings: Any = {"variant": "paper", "num_beams": 1, "candidates": 3, "alpha": 0.0, "recent": 1, "threshold": 1}
     with OPERA(**settings, rollbacks=0)(model):
         plain = model.generate(inputs, max_new_tokens=8).tokens
     with OPERA(**settings, rollbacks=1)(model):

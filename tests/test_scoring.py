@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from interp import cli
 from interp.evaluate import ObjectParser, pope
-from interp.evaluate.amber import AmberImage, amber, amber_parser, counts
+from interp.evaluate.amber import AmberImage, amber, amber_parser, counts, pooled_counts, pooled_rates
 from interp.evaluate.answers import understood
-from interp.evaluate.bootstrap import mcnemar
+from interp.evaluate.bootstrap import clustered_mcnemar, mcnemar
 from interp.evaluate.coco import read_coco
 from interp.evaluate.files import Question, asked_object, read_captions, read_questions, read_truth
 from interp.evaluate.objects import read_synonyms
@@ -186,11 +186,17 @@ def test_amber_by_hand(tmp_path, capsys):
     assert found.cover == pytest.approx(50)
     assert found.hal == pytest.approx(50)
     assert found.cog == pytest.approx(100 / 6)
+    said = "A puppy and a ball under the sky. The ball is red."
+    assert pooled_counts(said, image, parser) == (4, 2, 2, 2, 1, 1)
+    shares = pooled_rates(np.array([4.0, 2, 2, 2, 1, 1, 1]) + np.array([0, 0, 0, 2, 0, 1, 0]), 2)
+    assert {name: float(x) for name, x in shares.items()} == {"chair": 50, "cover": 50, "hal": 50, "cog": 50}
     items = [{"id": 1, "type": "generative", "truth": ["sky", "dog"], "hallu": ["ball"]}, {"id": 2, "type": "yes"}]
     notes = write(tmp_path / "annotations.json", items)
     told = write(tmp_path / "told.json", [{"id": 1, "response": "A dog."}])
     cli.main(["amber", str(told), "--annotations", str(notes), "--json"])
     assert json.loads(capsys.readouterr().out)["cover"] == 50
+    cli.main(["amber", str(told), "--annotations", str(notes), "--json", "--pooled"])
+    assert json.loads(capsys.readouterr().out)["cog"] == 0
     with pytest.raises(SystemExit):
         cli.main(["amber", str(write(tmp_path / "t.json", [{"id": 9, "response": "x"}])), "--annotations", str(notes)])
     assert "without ground truth (9)" in capsys.readouterr().err
@@ -372,6 +378,16 @@ def test_mcnemar_by_hand():
     assert mcnemar(ours, ours).p == 1.0
     with pytest.raises(ValueError, match="the same images"):
         mcnemar(ours, theirs[:2])
+
+
+def test_mcnemar_with_images_exchanged_whole():
+    ours = np.array([True, False, False, False, False, False])
+    theirs = np.array([False, True, True, True, True, True])
+    assert clustered_mcnemar(ours, theirs, np.arange(6)) == mcnemar(ours, theirs), "one question an image"
+    # changes by image: -1 + 1, 2, 2: of the sums of 0, +-2, +-2 half are as far from 0 as 4
+    found = clustered_mcnemar(ours, theirs, np.array([0, 0, 1, 1, 2, 2]))
+    assert (found.better, found.worse, found.p) == (5, 1, 0.5)
+    assert clustered_mcnemar(ours, ours, np.zeros(6, dtype=int)).p == 1.0
 
 
 WORDS = ["a", "dog", "hot dog", "teddy bear", "bus", "seats", "the", "Buses", "!"]

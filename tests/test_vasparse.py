@@ -70,9 +70,9 @@ def test_an_evicted_cache_is_smaller_and_positions_go_on(model, inputs):
 class ReferencePattern:
     """The attention of a whole caption by the paper's equations, query by query, in float64; knows nothing of interp's.
 
-    Eq. 7: `s' = (1 + beta) s - beta w s`, `w` the softmax over visible keys of what they have received so far.  Eq. 3:
-    of the keys in scope the `ceil(keep n)` of largest `<q, k>^2 + lambda P` (or probability) stay, `P` the softmax over
-    visible keys of what each paid to the image as a query, in the last head.
+    Eq. 7: `s' = (1 + beta) s - beta w s`, `w` the softmax over visible keys of what they have received so far.
+    Eqs. 3 to 5: of the keys in scope the `ceil(keep n)` of largest `<q, k>^2 + lambda P` (or another reading of eq. 4)
+    stay, `P` the softmax over visible keys of what each paid to the image as a query, in the last head.
     """
 
     def __init__(self, inputs: Inputs, method: VASparse) -> None:
@@ -101,7 +101,7 @@ class ReferencePattern:
             paid[:, t] = raw[:, image[keys]].sum(-1)
             saliency = softmax((paid[-1] if m.saliency_heads == "last" else paid.mean(0))[keys])
             for h, d in enumerate(dots):
-                delta = (d[t, keys] ** 2 if m.score == "logits" else raw[h]) + m.lambda_ * saliency
+                delta = self.importance(d[t, keys], raw[h], scaling) + m.lambda_ * saliency
                 choice = np.flatnonzero(in_scope[keys])
                 size = math.ceil(m.keep * len(choice) - 1e-9)
                 dropped = choice[np.argsort(-delta[choice], kind="stable")[size:]]
@@ -111,13 +111,20 @@ class ReferencePattern:
                 found[h, t, keys] = softmax(scores)
         return found
 
+    def importance(self, dots: np.ndarray, raw: np.ndarray, scaling: float) -> np.ndarray:
+        readings = {"logits_squared": dots**2, "scaled_squared": (dots * scaling) ** 2}
+        return (readings | {"probs": raw, "probs_squared": raw**2})[self.method.score]
+
 
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max())
     return e / e.sum()
 
 
-@pytest.mark.parametrize("settings", [{}, {"score": "probs", "saliency_heads": "mean"}, {"scope": "all", "keep": 0.6}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"score": "probs", "saliency_heads": "mean"}, {"scope": "all", "keep": 0.6, "score": "logits_squared"}],
+)
 def test_native_steps_equal_the_equations(pictures, settings):
     """Penalty and selection of a whole caption in one edited pass give the logits of the native steps."""
     model = load("testbed", dtype="float64", check=False)  # so that a key at the edge of the kept ones is no accident
@@ -198,7 +205,10 @@ def test_pooled_contrast_depends_on_the_picture_and_the_last_one_does_not(model,
 
 def test_wrong_settings_are_refused():
     cases: Any = (
-        ({"score": "raw"}, "score of VASparse is one of logits, probs, got 'raw'"),
+        (
+            {"score": "raw"},
+            "score of VASparse is one of probs_squared, probs, logits_squared, scaled_squared, got 'raw'",
+        ),
         ({"keep": 1.5}, "keep of VASparse is a number of at least 0 and at most 1, got 1.5"),
         ({"neighbours": 0}, "neighbours of VASparse is a whole number of at least 1"),
     )

@@ -129,9 +129,11 @@ class Amber(_Shown):
     """AMBER's annotations.json."""
     associations: str | None = None
     """AMBER's relation.json: a word, and the words that count as it."""
+    pooled: bool = False
+    """Over all responses together, as the benchmark's script counts and publishes; else means over responses."""
 
     def __call__(self) -> None:
         """Score."""
         self.keep(self.responses, self.annotations, self.associations)
         others = _path(self.associations)
-        self.show(score_amber(Path(self.responses), Path(self.annotations), others, self.seed))
+        self.show(score_amber(Path(self.responses), Path(self.annotations), others, self.seed, pooled=self.pooled))

@@ -4,9 +4,12 @@ Wang et al., "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucina
 
 `R` are the objects a response names, of those that the annotations know; `A` what is in the image; `H` what people
 would imagine there.  CHAIR = 1 - |R & A| / |R|, Cover = |R & A| / |A|, Hal = share of responses with CHAIR > 0, Cog =
-|R & H| / |R|, each averaged over responses.
+|R & H| / |R|, each averaged over responses: the paper's definitions, and `amber`.
 
-Deviation: the benchmark's script matches nouns by word vectors and an association list; here words are matched by the
+The benchmark's script (junyangwang0410/AMBER `inference.py` @5e1fd52), from which published numbers come, is `pooled`:
+every mention counts, CHAIR, Cover and Cog are taken over all responses together, and Cog is the share of the annotated
+`hallu` words that come up, not of the objects named.  Compare with published numbers by `pooled` only, and
+remember the deviation: that script matches nouns by word vectors and an association list; here words are matched by the
 object parser, with the associations if their file is given.  Compare methods under the same script only.
 """
 
@@ -113,6 +116,22 @@ def counts(response: str, image: AmberImage, parser: ObjectParser) -> tuple[int,
     """Objects named, of these in the image, of these imagined, and objects in the image."""
     named = parser.objects([response])
     return len(named), len(named & image.truth), len(named & image.hallucination), len(image.truth)
+
+
+def pooled_counts(response: str, image: AmberImage, parser: ObjectParser) -> tuple[int, int, int, int, int, int]:
+    """Mentions, hallucinated ones, words of the truth covered, of the truth, imagined words that came up, annotated."""
+    mentions = [mention.category for mention in parser.mentions(response)]
+    named = set(mentions)
+    wrong = sum(name not in image.truth for name in mentions)
+    covered, imagined = len(named & image.truth), len(named & image.hallucination)
+    return len(mentions), wrong, covered, len(image.truth), imagined, len(image.hallucination)
+
+
+def pooled_rates(totals: Float[np.ndarray, "*resample 7"], n: int) -> dict[str, np.ndarray]:
+    """CHAIR, Cover, Hal and Cog as the script has them, from sums of `pooled_counts` and of whether one is wrong."""
+    mentions, wrong, covered, true, imagined, annotated, bad = np.moveaxis(np.asarray(totals, dtype=float), -1, 0)
+    shares = {"chair": (wrong, mentions), "cover": (covered, true), "hal": (bad, n), "cog": (imagined, annotated)}
+    return {name: 100 * np.asarray(part / np.maximum(whole, 1)) for name, (part, whole) in shares.items()}
 
 
 def amber(table: Float[np.ndarray, "response 4"]) -> Amber:

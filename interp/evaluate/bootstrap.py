@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
 Statistic = Callable[[Float[np.ndarray, "*resample column"], int], Mapping[str, np.ndarray]]
@@ -71,6 +71,26 @@ def mcnemar(ours: Bool[np.ndarray, " image"], theirs: Bool[np.ndarray, " theirs"
     better, worse = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
     changed = better + worse
     return McNemar(better, worse, float(binomtest(better, changed).pvalue) if changed else 1.0)
+
+
+def clustered_mcnemar(
+    ours: Bool[np.ndarray, " question"],
+    theirs: Bool[np.ndarray, " theirs"],
+    image: Int[np.ndarray, " question"],
+) -> McNemar:
+    """The same where several questions are about one image, whose answers hang together: images are exchanged whole.
+
+    Exact: of all ways to exchange the two outcomes image by image, the share in which the sum of changes is at least as
+    far from 0.  With one question an image it is McNemar's exact test.
+    """
+    found = mcnemar(ours, theirs)
+    changes = np.bincount(image, theirs.astype(float) - ours.astype(float)).round().astype(int)
+    total, chance = int(abs(changes.sum())), np.ones(1)
+    for size in np.abs(changes[changes != 0]):
+        chance = (np.pad(chance, (0, 2 * size)) + np.pad(chance, (2 * size, 0))) / 2
+    middle = len(chance) // 2
+    p = float(chance[np.abs(np.arange(len(chance)) - middle) >= total].sum())
+    return McNemar(found.better, found.worse, min(p, 1.0))
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from interp.evaluate import chair, pope
-from interp.evaluate.amber import amber, amber_parser, counts, read_amber, read_associations, read_responses
+from interp.evaluate.amber import (
+    amber,
+    amber_parser,
+    counts,
+    pooled_counts,
+    pooled_rates,
+    read_amber,
+    read_associations,
+    read_responses,
+)
 from interp.evaluate.answers import Rule, read_answer
 from interp.evaluate.bootstrap import Interval, intervals
 from interp.evaluate.chair import CaptionScore, score_caption, table
@@ -166,8 +175,13 @@ def score_opope(captions: Path, questions: Path, synonyms: Path | None = None, s
     return replace(scores, notes=_unheard(asked_of, list(named.values()), "captions"))
 
 
-def score_amber(responses: Path, annotations: Path, associations: Path | None = None, seed: int = 0) -> Scores:
-    """AMBER's generative scores of a responses file (JSONL or a JSON list of `{"id", "response"}`)."""
+def score_amber(
+    responses: Path, annotations: Path, associations: Path | None = None, seed: int = 0, *, pooled: bool = False
+) -> Scores:
+    """AMBER's generative scores of a responses file (JSONL or a JSON list of `{"id", "response"}`).
+
+    `pooled`: over all responses together, as the benchmark's script has them.
+    """
     images = read_amber(annotations)
     others = read_associations(associations) if associations is not None else None
     parser = amber_parser(images, others)
@@ -180,4 +194,10 @@ def score_amber(responses: Path, annotations: Path, associations: Path | None = 
     found = intervals(per_image, lambda totals, n: {c: totals[..., i] / n for i, c in enumerate(columns)}, seed=seed)
     details = [{"id": i, "response": text, **one} for (i, text), one in zip(told.items(), each, strict=True)]
     notes = _unheard(told.values(), [range(int(row[0])) for row in numbers], "responses")
+    if pooled:
+        rows = [pooled_counts(text, images[i], parser) for i, text in told.items()]
+        whole = np.array([(*row, row[1] > 0) for row in rows], dtype=float)
+        found = intervals(whole, pooled_rates, seed=seed)
+        values = {name: interval.value for name, interval in found.items()}
+        return Scores(values | {"n": len(whole)}, found, details, notes)
     return Scores(asdict(amber(numbers)), found, details, notes)

@@ -35,7 +35,9 @@ STRONG = {
     "fastv": "fastv:keep=0.1",
     "streaming-llm": "streaming-llm:window=8",
     "h2o": "h2o:keep=0.1",
-    "snapkv": "snapkv:keep=0.1",
+    "pai": "pai:alpha=2",
+    "deco": "deco:alpha=5",
+    "snapkv": "snapkv:keep=0.1:window=8",
 }
 """Settings of methods whose defaults may be too weak to be seen in a few steps."""
 STEPS = 4

@@ -20,7 +20,7 @@ from transformers import LogitsProcessor
 from interp.data import Data, ImageId, Sample, open_data, open_questions
 from interp.evaluate import ObjectParser, pope
 from interp.evaluate.answers import answer_tokens
-from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
+from interp.evaluate.bootstrap import Interval, McNemar, clustered_mcnemar, differences, intervals
 from interp.evaluate.files import Question
 from interp.evaluate.pope import Pope, counted, rates
 from interp.experiments.compared import BASELINE, ComparisonConfig, check_methods, described, least_rows
@@ -118,7 +118,10 @@ def _shares(model: LVLM, scores: Tensor, needed: bool) -> Sequence[float | None]
 
 @dataclass(frozen=True)
 class PopeSummary:
-    """POPE by method, with 95 % intervals over images, differences from greedy, and a paired test of the answers."""
+    """POPE by method, with 95 % intervals over images, differences from greedy, and a paired test of the answers.
+
+    The test exchanges images whole, since answers about one picture hang together (`clustered_mcnemar`).
+    """
 
     methods: dict[str, Pope]
     intervals: dict[str, dict[str, Interval]]
@@ -173,6 +176,7 @@ def _summary(
 
     scores, tables, wrong, empty = {}, {}, {}, {}
     place = {image: i for i, image in enumerate(sorted({by[names[0]][i].image for i in common}))}
+    images = np.array([place[by[names[0]][i].image] for i in common])
     for name in names:
         found = [by[name][i] for i in common]
         scores[name] = pope([said(r) for r in found], [r.label for r in found])
@@ -191,7 +195,7 @@ def _summary(
         scores,
         {name: intervals(table, measured, seed=seed) for name, table in tables.items()},
         {name: differences(tables[name], tables[BASELINE], measured, seed=seed) for name in others},
-        {name: mcnemar(wrong[name], wrong[BASELINE]) for name in others},
+        {name: clustered_mcnemar(wrong[name], wrong[BASELINE], images) for name in others},
         out,
         len(place),
         empty,

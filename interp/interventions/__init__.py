@@ -1,13 +1,16 @@
 """Changing what a model does while it generates."""
 
-from interp.interventions.base import Method
+from interp.interventions.base import Method, Preset
 from interp.interventions.directions import Direction
+from interp.interventions.methods.avisc import AvisC
+from interp.interventions.methods.deco import DeCo
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
 from interp.interventions.methods.h2o import H2O
 from interp.interventions.methods.head_edits import EditHeads
+from interp.interventions.methods.icd import ICD
 from interp.interventions.methods.m3id import M3ID
 from interp.interventions.methods.opera import OPERA
 from interp.interventions.methods.pai import PAI
@@ -24,6 +27,7 @@ from interp.models import HeadSelection
 
 __all__ = [
     "H2O",
+    "ICD",
     "M3ID",
     "METHODS",
     "OPERA",
@@ -32,7 +36,9 @@ __all__ = [
     "VCD",
     "VHR",
     "AddDirection",
+    "AvisC",
     "Beams",
+    "DeCo",
     "Direction",
     "DoLa",
     "EditHeads",
@@ -40,6 +46,7 @@ __all__ = [
     "Greedy",
     "HeadSelection",
     "Method",
+    "Preset",
     "Sampling",
     "SnapKV",
     "StopBias",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from interp.models import LVLM, GenerateOptions, Inputs, Steered
 
@@ -127,6 +127,17 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Settings that a paper, or its authors' scripts, gave a method for a model, and where they stand.
+
+    A source marked [recalled] was not read again: check it before you print it.
+    """
+
+    settings: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """Something that changes what a model writes.
 
@@ -139,6 +150,8 @@ class Method(ABC):
     cost: ClassVar[str]
     off: ClassVar[str]
     passes: ClassVar[Mapping[str, str]]
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Settings by name, taken with `preset=NAME`; what is given beside it counts more."""
     needs_vision: ClassVar[bool] = False
     """Whether it does something with pictures, so that a plain language model has no use for it."""
 
@@ -153,6 +166,20 @@ class Method(ABC):
         hints = get_type_hints(cls, include_extras=True)
         found = [f for f in fields(cls) if f.default is not MISSING]
         return {f.name: Parameter.of(f.name, hints[f.name], f.default) for f in found}
+
+    @classmethod
+    def of_preset(cls, name: str, **settings: Any) -> Self:
+        """The method with the settings of a preset, but for those that are given; ValueError if there is none."""
+        if name not in cls.presets:
+            known = f"one of {', '.join(cls.presets)}" if cls.presets else "none: it has no presets"
+            raise ValueError(f"preset of {cls.__name__} is {known}, got {name!r}")
+        return cls(**(dict(cls.presets[name].settings) | settings))
+
+    def _refuse_idle(self, acting: bool, what: str, *names: str) -> None:
+        """ValueError where settings are given (not None) that do not act with the others."""
+        idle = [name for name in names if getattr(self, name) is not None]
+        if idle and not acting:
+            raise ValueError(f"{', '.join(idle)} of {type(self).__name__} acts with {what} only; leave it out")
 
     def check(self, model: LVLM) -> None:
         """ValueError for settings that this model refuses; nothing runs."""

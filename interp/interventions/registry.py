@@ -8,12 +8,15 @@ from typing import Any
 
 from interp import plugins
 from interp.interventions.base import Method, Parameter
+from interp.interventions.methods.avisc import AvisC
+from interp.interventions.methods.deco import DeCo
 from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
 from interp.interventions.methods.h2o import H2O
 from interp.interventions.methods.head_edits import EditHeads
+from interp.interventions.methods.icd import ICD
 from interp.interventions.methods.m3id import M3ID
 from interp.interventions.methods.opera import OPERA
 from interp.interventions.methods.pai import PAI
@@ -39,8 +42,11 @@ class Entry:
     line: str = ""
 
     def __call__(self, **settings: Any) -> Method:
-        """The method, with its defaults unless told otherwise."""
-        return self.build(**(self.fixed | settings))
+        """The method, with its defaults, or those of its preset, unless told otherwise."""
+        chosen = dict(self.fixed) | settings
+        if self.build.presets and "preset" in chosen:
+            return self.build.of_preset(chosen.pop("preset"), **chosen)
+        return self.build(**chosen)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -69,9 +75,12 @@ METHODS: dict[str, Entry] = {
     "edit": Entry(EditHeads),
     "vasparse": Entry(VASparse),
     "vcd": Entry(VCD),
+    "icd": Entry(ICD),
+    "avisc": Entry(AvisC),
     "m3id": Entry(M3ID),
     "pai": Entry(PAI),
     "dola": Entry(DoLa),
+    "deco": Entry(DeCo),
     "spin": Entry(SPIN),
     "opera": Entry(OPERA),
     "top-k": Entry(TopK),
@@ -112,6 +121,8 @@ def parse_method(text: str) -> Method:
             f"({text[:40]}...). Long lists belong in a ranking file, or in Python"
         )
     known = entry.parameters
+    if entry.build.presets:
+        known |= {"preset": Parameter("preset", str, None, choices=tuple(entry.build.presets))}
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -139,4 +150,9 @@ def describe_methods() -> str:
         build = entry.build
         lines += [written(name).replace(":", "  ", 1).replace(":", " "), f"    {entry.summary}. {build.citation}."]
         lines.append(f"    extra cost: {build.cost}; off: {':'.join([name, build.off]).rstrip(':')}")
+        choices = [p for p in entry.parameters.values() if p.choices]
+        lines += [f"    {p.name}: {', '.join(p.choices)}" for p in choices]
+        for preset, found in build.presets.items():
+            shown = " ".join(f"{key}={build.parameters()[key].shown(value)}" for key, value in found.settings.items())
+            lines.append(f"    preset={preset}: {shown or 'the defaults'} ({found.source})")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Statistics of attention probabilities, row by row, so that no whole map need exist.
 
 Sinks: Gu et al., "When Attention Sink Emerges in Language Models: An Empirical View", arXiv 2410.10781, section 3.
-Sparsity, saliency and sink weights: Zhuang et al., VASparse, CVPR 2025, arXiv 2501.06553, section 3 and eqs. 3 and 7.
+Sparsity, saliency and sink weights: Zhuang et al., VASparse, CVPR 2025, arXiv 2501.06553, section 3 and eqs. 4, 5 and
+7.
 
 Symbols: `a` is `pattern`; `alpha_k` is `received`; `P` is `saliency`; `w` is `sink_weights`.
 """
@@ -52,7 +53,7 @@ def mass_by_kind(
 def saliency(
     image_mass: Float[Tensor, "batch head token"], real: Bool[Tensor, "batch token"], heads: str = "last"
 ) -> Float[Tensor, "batch token"]:
-    """`P` (VASparse, below eq. 3): softmax over tokens of the attention each paid, as a query, to the image.
+    """`P` (VASparse, eq. 5): softmax over tokens of the attention each paid, as a query, to the image.
 
     `heads` is `last` (the paper's) or `mean`.
     """
@@ -130,7 +131,7 @@ def sparsity(
 
 @dataclass(frozen=True)
 class SquaredSelection:
-    """What choosing keys by their squared score (VASparse, eq. 3 without `P`) chooses.
+    """What choosing keys by their squared score (VASparse, eq. 4 without `P`) chooses.
 
     `squared[..., i, :]` tells of the top `SELECTED[i]` of the keys: the share whose score is negative, the share below
     `STRONG`, the attention they hold, and the attention held by as many keys chosen by probability.

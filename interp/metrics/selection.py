@@ -78,3 +78,16 @@ def merged(
     empty = keys.new_zeros(len(keys), clusters, keys.shape[-1])
     index = cluster.expand_as(keys)
     return empty.scatter_add(1, index, keys), empty.scatter_add(1, index, values)
+
+
+def blind_tokens(attention: Float[Tensor, "layer head key"], share: float, deviations: float) -> Bool[Tensor, " key"]:
+    """AvisC's blind image tokens (Woo et al., arXiv 2405.17820), by the last query's attention to image keys.
+
+    Of the fewest layers that hold `share` of all attention, the keys from the mean plus `deviations` standard
+    deviations (of the sample) on.
+    """
+    looks = attention.mean(1).sum(-1)
+    order = looks.argsort(descending=True, stable=True)
+    held = (looks[order] / looks.sum()).cumsum(0)
+    mean = attention[order[: int((held < share).sum()) + 1]].mean((0, 1))
+    return mean >= mean.mean() + deviations * mean.std()

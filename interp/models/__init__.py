@@ -11,7 +11,7 @@ from interp.models.generation import (
     Searched,
 )
 from interp.models.gradients import Graph, differentiable
-from interp.models.image_free import IMAGE_FREE, image_free, paired
+from interp.models.image_free import IMAGE_FREE, diffused, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
 from interp.models.loading import load
@@ -46,6 +46,7 @@ __all__ = [
     "UnsupportedModelError",
     "diagnose",
     "differentiable",
+    "diffused",
     "head_results",
     "image_free",
     "load",

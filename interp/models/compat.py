@@ -164,6 +164,11 @@ def wrapped(traced: Any) -> Any:
     return traced._module
 
 
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The hidden state that a decoder layer is called with: its first argument, which some models name."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
 def cache_keyword(hf: Any) -> str:
     """The argument that takes the KV cache: `cache` from transformers 5.24 on, `past_key_values` before.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,8 @@ from interp.models.lvlm import LVLM
 ImageFree = Literal["remove", "mask", "blank", "noise"]
 IMAGE_FREE: tuple[ImageFree, ...] = get_args(ImageFree)
 GREY = (127, 127, 127)
+STEPS = 1000
+PIXELS = "pixel_values"
 
 
 def image_free(model: LVLM, inputs: Inputs, how: str = "remove", seed: int = 0) -> Inputs:
@@ -42,6 +45,23 @@ def image_free(model: LVLM, inputs: Inputs, how: str = "remove", seed: int = 0) 
 
     pictures = tuple(tuple(other(picture) for picture in row) for row in inputs.pictures)
     return replace(inputs, pixels=model.processed(pictures, inputs.texts).pixels, pictures=pictures)
+
+
+def diffused(inputs: Inputs, step: int = 500, seed: int = 0) -> Inputs:
+    """The same prompts, the pixel values that the processor made mixed with noise, as step `step` of a diffusion does.
+
+    `sqrt(a) x + sqrt(1 - a) e`, `e` standard normal from `seed`; `a` is the product over `step + 1` factors `1 - b` of
+    a schedule of `STEPS` (DAMO-NLP-SG/VCD `vcd_add_noise.py`): at step 500 the signal is 0.863, the noise 0.505.
+    """
+    if not 0 <= step < STEPS:
+        raise ValueError(f"a step of diffusion is between 0 and {STEPS - 1}, got {step}")
+    if PIXELS not in inputs.pixels:
+        raise ValueError(f"expected a batch with pictures as {PIXELS}, got {', '.join(inputs.pixels) or 'none'}")
+    grown = torch.sigmoid(torch.linspace(-6, 6, STEPS, dtype=torch.double)) * (0.5e-2 - 1e-5) + 1e-5
+    left = float((1 - grown[: step + 1]).prod())
+    pixels = inputs.pixels[PIXELS]
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed)).to(pixels)
+    return replace(inputs, pixels=inputs.pixels | {PIXELS: left**0.5 * pixels + (1 - left) ** 0.5 * noise})
 
 
 def paired(

@@ -1,16 +1,20 @@
-"""Hugging Face's own decoding: greedy, beams, sampling; and greedy that stops sooner or later."""
+"""Hugging Face's own decoding: greedy, beams, sampling; and greedy that stops sooner or later.
+
+Nucleus sampling (Holtzman et al., ICLR 2020, arXiv 1904.09751) is `sampling:top_p=0.9`; a draw is one of many, so
+compare several: `sampling:top_p=0.9:seed=1,sampling:top_p=0.9:seed=2`, and so on.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from interp.interventions.base import Kept, Method, Seed, Within
-from interp.models import LVLM, GenerateOptions, Inputs, Sampled
+from interp.interventions.primitives.contrast import drawing
+from interp.models import LVLM, GenerateOptions, Inputs
 
 OF_THE_LOOP = {"main": "it says how tokens are taken from the logits, and changes no pass"}
 
@@ -61,12 +65,8 @@ class Sampling(Method):
     @contextmanager
     def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
         """Draw tokens, from the seed on."""
-        if not self.temperature:
-            yield GenerateOptions()
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            yield GenerateOptions(sampling=Sampled(self.temperature, self.top_p))
+        with drawing(self.temperature, self.seed) as drawn:
+            yield GenerateOptions(sampling=drawn and replace(drawn, top_p=self.top_p))
 
 
 class _Biased(LogitsProcessor):

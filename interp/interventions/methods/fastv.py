@@ -3,6 +3,11 @@
 Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
 Vision-Language Models", ECCV 2024, arXiv 2403.06764.  There the other image tokens leave the sequence; here no later
 query sees them, which is the same for every token that is left.
+
+Paper: ranked by the attention from all other tokens [recalled].  Released codes (pkunlp-icler/FastV): by the last
+query's, mean over heads, in the layer before.  The one that drops (`llava-hf` @e5faf2a) ranks at the prefill; the one
+that masks (@915bc16, without a cache) ranks again at each token, by the newest (`again`): here with a cache, so that
+earlier tokens keep what they read by their own choice.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +17,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from interp.interventions.base import LAYER, Kept, Method, Within
+from interp.interventions.base import LAYER, Kept, Method, Preset, Within
 from interp.interventions.primitives.kv_cache import Marks, NotedLayer, attending
 from interp.metrics.selection import top_mask
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
@@ -20,15 +25,24 @@ from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
 
 @dataclass(frozen=True)
 class FastV(Method):
-    """From layer `layer` on, the `keep` share of the image tokens that the last prompt token attends to most there."""
+    """From layer `layer` on, the `keep` share of the image tokens that the last prompt token attends to most there.
+
+    `again`: each new token chooses for itself.
+    """
 
     keep: Kept = 0.5
     layer: Annotated[int, Within(1, 10_000), LAYER] = 2
+    again: bool = False
 
     citation: ClassVar = "Chen et al., ECCV 2024, arXiv 2403.06764"
     cost: ClassVar = "attention scores of each step"
     off: ClassVar = "keep=1"
     passes: ClassVar = {"main": "image tokens are hidden in the cache of the text that is written"}
+    presets: ClassVar = {
+        "llava-1.5": Preset({"keep": 0.5, "layer": 2}, "the paper's K and R, and pkunlp-icler/FastV README"),
+        "lmms-eval": Preset({"keep": 0.5, "layer": 3}, "pkunlp-icler/FastV lmms-eval-with-kvcache @49dfad7"),
+        "vasparse": Preset({"keep": 0.75, "layer": 2}, "as a baseline of VASparse, which kept 75 %"),
+    }
     needs_vision: ClassVar = True
 
     def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
@@ -40,9 +54,10 @@ class FastV(Method):
         def choose(layer: int, call: AttentionCall, _: NotedLayer, marks: Marks) -> tuple[AttentionCall, Tensor] | None:
             image, _generated = marks.rows(call, call.key.shape[2])
             if layer == self.layer - 1:  # shows where the last prompt token looks; attends as ever
-                if call.query.shape[2] > 1:
+                if self.again or call.query.shape[2] > 1:
                     last = call.block(call.query.shape[2] - 1, call.query.shape[2]).pattern()[:, :, 0].float().mean(1)
-                    kept[:] = [top_mask(last, image, self.keep)]
+                    number = (self.keep * image.sum(-1, keepdim=True)).round().long()
+                    kept[:] = [top_mask(last, image, 1.0, number)]
                 return None
             # beams of one prompt keep the same tokens, so rows need not follow them
             stays = torch.nn.functional.pad(kept[0], (0, image.shape[1] - kept[0].shape[1])).to(image.device)

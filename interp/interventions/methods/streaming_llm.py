@@ -2,10 +2,15 @@
 
 Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, arXiv 2309.17453.  Keys are hidden,
 and keep their positions.
+
+Released code (mit-han-lab/streaming-llm `kv_cache.py` @d729b3f): a query sees the first tokens, the latest `window`
+earlier ones, and itself.  In a chat the prompt is read whole (`prefill=whole`, the default); in its perplexity runs
+token by token (`prefill=windowed`).  There positions are counted inside the cache, which serves texts beyond the length
+that a model was trained for; within it nothing needs mending, and that part is left out.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,10 +21,11 @@ from interp.models import AttentionCall
 
 @dataclass(frozen=True)
 class StreamingLLM(HidesKeys):
-    """The first `sinks` tokens and the latest `window` ones; `window=0` changes nothing."""
+    """A query sees the first `sinks` tokens, the latest `window` ones and itself; `window=0` changes nothing."""
 
     sinks: Annotated[int, Within(0, 1_000_000)] = 4
     window: Annotated[int, Within(0, 1_000_000)] = 32
+    prefill: Literal["whole", "windowed"] = "whole"
 
     citation: ClassVar = "Xiao et al., ICLR 2024, arXiv 2309.17453"
     off: ClassVar = "window=0"
@@ -32,5 +38,7 @@ class StreamingLLM(HidesKeys):
     def seen(self, call: AttentionCall, pattern: Tensor, notes: Any) -> Seen:
         """Which keys each query attends to."""
         visible = call.visible
+        if self.prefill == "whole" and pattern.shape[2] > 1:
+            return visible
         place = visible.int().cumsum(-1)  # among the keys a query can see, from 1
-        return visible & ((place <= self.sinks) | (place > place[..., -1:] - self.window))
+        return visible & ((place <= self.sinks) | (place > place[..., -1:] - self.window - 1))

@@ -3,18 +3,28 @@
 Zhuang et al., "VASparse: Towards Efficient Visual Hallucination Mitigation via Visual-Aware Token Sparsification",
 CVPR 2025, arXiv 2501.06553, eqs. 3 to 7.
 
-Symbols: `delta_i = <q,K_i>^2 + lambda P_i` is `delta` (eq. 3); `P` is `saliency` (below eq. 3); `S` is `keep` times
-the tokens in scope; eq. 6 is `Contrast`; `w` is `weights` (eq. 7); `lambda_`, `alpha`, `beta`, `mask_rate` keep their
-names.
+Symbols: `delta_i = <q,K_i>^2 + lambda P_i` is `delta` (eq. 4); `P` is `saliency` (eq. 5); `S` is `keep` times the
+tokens in scope (eq. 3 keeps the best); eq. 6 is `Contrast`; `w` is `weights` (eq. 7); `lambda_`, `alpha`, `beta`,
+`mask_rate` keep their names.
 
 The mathematics is in `interp.metrics.selection`.
 
-Readings, where paper and released code differ or are silent: `score` (raw inner product, or probability as the code),
-`saliency_heads`, `scope`, `dropped`, `when`, `contrast`.  `P` and `w` are accumulated from the model's own
-probabilities, before penalty and selection, else a row would depend on the rows before it within the prefill.
-Clusters of dropped tokens: a tenth of them (`cluster_share`), density from the `neighbours` nearest; a dropped token is
-merged at the step that drops it, in the prefill it is discarded.  With `evict`, the query heads that share keys decide
-together.
+Released code, as read in a copy (Omid-Nejati/MedVCD @f5bfa60): it stops with an error as published, so no number comes
+from it; its selection lies in a branch that is switched off, squares the *probability*, averaged over heads and
+queries, and its only caller gives a constant for `P`; what would run merges the oldest generated keys, in layer 0; its
+contrast is `theta - 0.1 phi`, `phi` the head's reading of the last embedding (`form=released:contrast=last`); no sink
+penalty is in the files read.
+
+`score` says what the first term of eq. 4 is: `probs_squared` (default), `probs`, `logits_squared` (the paper's letter,
+the raw inner product) or `scaled_squared` (divided by the square root of d).  The default is the one in which the
+paper's `lambda` can act at all: `P` is a softmax over n keys and differs between them by less than 1.7 / n, against
+squared inner products of 1 to 1,000, probabilities of about 1 / n, and squared ones of about 1 / n^2.
+
+Other readings, where paper and code differ or are silent: `saliency_heads`, `scope`, `dropped`, `when`, `contrast`.
+`P` and `w` are accumulated from the model's own probabilities, before penalty and selection, else a row would depend
+on the rows before it within the prefill. Clusters of dropped tokens: a tenth of them (`cluster_share`), density from
+the `neighbours` nearest; a dropped token is merged at the step that drops it, in the prefill it is discarded.  With
+`evict`, the query heads that share keys decide together.
 """
 
 from collections.abc import Iterator
@@ -26,8 +36,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.interventions.base import Count, Method, Seed, Share, Weight
-from interp.interventions.primitives.contrast import Contrast, EmbeddingContrast, embedding_contrast
+from interp.interventions.base import Count, Method, Preset, Seed, Share, Weight
+from interp.interventions.primitives.contrast import Contrast, EmbeddingContrast, Subtraction, embedding_contrast
 from interp.interventions.primitives.kv_cache import (
     Marks,
     NotedLayer,
@@ -74,18 +84,20 @@ class VASparse(Method):
     `keep`: share of the tokens in `scope` that a query may attend to (1: no selection); `lambda_`: weight of their
     visual saliency; `alpha`: contrast with the embeddings (0: none); `beta`: penalty on sinks (0: none).  `when`:
     select for each query (`step`), drop for good but keep the memory (`mask`), or remove from the cache (`evict`).
+    `form`: eq. 6 among plausible tokens, or the released code's difference of any.
     """
 
     keep: Share = 0.9
     lambda_: Weight = 0.1
     alpha: Weight = 0.1
     beta: Weight = 0.1
-    score: Literal["logits", "probs"] = "logits"
+    score: Literal["probs_squared", "probs", "logits_squared", "scaled_squared"] = "probs_squared"
     saliency_heads: Literal["last", "mean"] = "last"
     scope: Literal["generated", "all", "image"] = "generated"
     dropped: Literal["merge", "discard"] = "merge"
     when: Literal["step", "mask", "evict"] = "step"
     contrast: EmbeddingContrast = "pooled"
+    form: Literal["paper", "released"] = "paper"
     mask_rate: Share = 0.5
     plausibility: Share = 0.1
     cluster_share: Share = 0.1
@@ -96,11 +108,17 @@ class VASparse(Method):
     cost: ClassVar = "attention scores of each step; one embedding pass"
     off: ClassVar = "keep=1:alpha=0:beta=0"
     passes: ClassVar = {"main": "keys are dropped from the cache of the text that is written"}
+    presets: ClassVar = {
+        "paper": Preset({"score": "logits_squared"}, "the paper: lambda, alpha, beta 0.1, S 0.9 L, mask rate 0.5"),
+        "code": Preset(
+            {"keep": 1.0, "beta": 0.0, "contrast": "last", "form": "released"}, "what is left of its decoding file"
+        ),
+    }
 
     @classmethod
     def paper(cls) -> "VASparse":
-        """The paper's settings (the defaults)."""
-        return cls()
+        """The paper's letter: the defaults, with the raw inner product squared."""
+        return cls(score="logits_squared")
 
     def choose(
         self, _: int, call: AttentionCall, cache: NotedLayer[Kept], marks: Marks
@@ -168,13 +186,20 @@ class VASparse(Method):
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
         groups = heads // kv_heads
         saliency = running_softmax(paid.repeat_interleave(groups, 1), visible)
-        importance = (call.scores() / call.scaling).float() if self.score == "logits" else raw.float()
-        delta = torch.where(visible, importance, 0).square() if self.score == "logits" else importance
-        delta = delta + self.lambda_ * saliency
+        delta = self.importance(call, raw, visible) + self.lambda_ * saliency
         if self.when == "step":
             return top_mask(delta, inside, self.keep)
         delta = delta.unflatten(1, (kv_heads, groups)).mean(2).repeat_interleave(groups, 1)
         return top_mask(delta, inside, self.keep, total)
+
+    def importance(self, call: AttentionCall, raw: Tensor, visible: Tensor) -> Float[Tensor, "batch head query key"]:
+        """The first term of eq. 4, as it is read."""
+        if self.score == "probs":
+            return raw.float()
+        if self.score == "probs_squared":
+            return raw.float().square()
+        scale = call.scaling if self.score == "logits_squared" else 1.0
+        return torch.where(visible, call.scores().float() / scale, 0).square()
 
     def _forget(self, cache: NotedLayer[Kept], keep: Bool[Tensor, "batch kv_head key"]) -> None:
         """Eviction: keys are dropped for the steps to come, from the memory as well or from sight only."""
@@ -221,7 +246,9 @@ class VASparse(Method):
                 options = stack.enter_context(attending(model, inputs, self.choose, Kept))
             if self.alpha:
                 phi = embedding_contrast(model, inputs, self.contrast, self.mask_rate, self.seed)
-                options = replace(options, processors=(Contrast(phi, self.alpha, self.plausibility),), in_step=True)
+                paper = self.form == "paper"
+                contrast = Contrast(phi, self.alpha, self.plausibility) if paper else Subtraction(phi, self.alpha)
+                options = replace(options, processors=(contrast,), in_step=True)
             yield options
 
 

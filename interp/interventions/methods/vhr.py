@@ -8,7 +8,7 @@ this file makes a parameter: the standard deviation (`deviation`, default sample
 reinforced too (`reinforce_image_free`, default yes, so that both streams differ by the image only).  Layers default to
 the paper's for the model's family, scaled to its depth (`PRESETS`).  `reselect` is a variant, not the paper's: sets are
 chosen anew at every step, while the cache keeps what earlier sets wrote.  The paper's ablation "same heads for every
-image" is `EditHeads(op="scale")`.
+image" is `heads=L1H1+L5H2`, a set found before (by `interp causal`, say).
 """
 
 import re
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from interp.interventions.base import Layers, Method, Seed, Within
 from interp.interventions.primitives.head_scaling import scaled_heads
+from interp.interventions.primitives.head_sets import head_set
 from interp.metrics.vhd import head_divergence, vision_aware_heads
-from interp.models import LVLM, GenerateOptions, HeadSelection, Inputs, paired, run_with_edits
+from interp.models import LVLM, GenerateOptions, Head, HeadSelection, Inputs, paired, run_with_edits
 from interp.models.image_free import ImageFree
 from interp.trace.divergence import streams
 
@@ -71,6 +72,7 @@ class VHR(Method):
     layers.  `others` is the factor of those heads of its layers that are not chosen: below 1 it gives back what `alpha`
     adds, so that the balance between heads moves and the loudness of the layer does not.  `alpha=1` changes nothing.
 
+    `heads`: these for every image, as labels joined by +, in place of any choice.
     `layers` are numbers, else `preset` says which (`auto`: the paper's for the family); `image_free` how the picture is
     taken away; `outliers=False` leaves out eq. 6; `reselect` chooses anew at every step.
     """
@@ -86,6 +88,7 @@ class VHR(Method):
     reselect: bool = False
     seed: Seed = 0
     others: Annotated[float, Within(0, 1000)] = 1.0
+    heads: str = ""
 
     citation: ClassVar = "He et al., ACL 2025, arXiv 2412.13949"
     cost: ClassVar = "one prefill with and without the picture"
@@ -106,10 +109,14 @@ class VHR(Method):
             raise ValueError("layers of VHR names none: nothing would be reinforced; alpha=1 switches it off")
         if self.choice == "all" and self.others != 1:
             raise ValueError(f"choice=all of VHR leaves no others; leave out others, got {self.others}")
+        choosing = self.layers, self.preset, self.choice, self.reselect
+        if self.heads and choosing != (None, "auto", "vision-aware", False):
+            raise ValueError("heads of VHR are the same for every image; leave out layers, preset, choice and reselect")
 
     def check(self, model: LVLM) -> None:
         """ValueError if a layer is not there, or nothing would be reinforced."""
         super().check(model)
+        self._fixed(model)
         if not self.chosen_layers(model):
             raise ValueError(f"preset {self.preset} of VHR names no layer of the {model.n_layers} of this model")
         if self.reselect and model.family.needs_pixels:  # they generate inside their language model, without token ids
@@ -117,6 +124,8 @@ class VHR(Method):
 
     def chosen_layers(self, model: LVLM) -> tuple[int, ...]:
         """The layers of this model that are reinforced."""
+        if self.heads:
+            return tuple(sorted({head.layer for head in self._fixed(model)}))
         family = model.family.name if model.family.name in PRESETS else "llava"
         preset = family if self.preset == "auto" else self.preset
         return paper_layers(model.n_layers, preset) if self.layers is None else self.layers
@@ -127,13 +136,17 @@ class VHR(Method):
         layers[list(self.chosen_layers(model))] = True
         return torch.where(heads, self.alpha, torch.where(layers, self.others, 1.0))
 
+    def _fixed(self, model: LVLM) -> tuple[Head, ...]:
+        """The heads that are given for every image."""
+        return head_set(self.heads, (model.n_layers, model.n_heads)) if self.heads else ()
+
     def select(self, model: LVLM, inputs: Inputs, written: Int[Tensor, "batch token"] | None = None) -> HeadSelection:
         """Choose the heads, layer by layer in one traced pass: each layer sees the earlier ones reinforced.
 
         At the last position of the prompts, or of the tokens `written` after them.
         """
         self.check(model)
-        layers = self.chosen_layers(model)
+        layers, fixed = self.chosen_layers(model), self._fixed(model)
         heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
         vhd = torch.zeros(heads.shape, device=model.device)
 
@@ -145,6 +158,9 @@ class VHR(Method):
             text_energy = without.float().square().sum(-1).to(vhd.device)
             chosen = vision_aware_heads(vhd[:, layer], text_energy, self.deviation, self.outliers)
             heads[:, layer] = as_many(self.choice, vhd[:, layer], chosen, self.seed * 1_000_003 + layer)
+            if fixed:
+                heads[:, layer] = False
+                heads[:, layer, [head.head for head in fixed if head.layer == layer]] = True
             factor = torch.where(heads[:, layer], self.alpha, self.others).to(z)
             without_factor = factor if self.reinforce_image_free else torch.ones_like(factor)
             return z * torch.stack([factor, without_factor], 1).flatten(0, 1)[:, None, :, None]

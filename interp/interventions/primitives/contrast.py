@@ -1,7 +1,8 @@
 """Contrastive decoding: the model's logits against those of a weaker reader of the same text."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +11,22 @@ from transformers import LogitsProcessor
 
 from interp.interventions.primitives.continuation import Continuation
 from interp.metrics.contrast import contrast_logits
-from interp.models import LVLM, Inputs
+from interp.models import LVLM, Inputs, Sampled
 
 Phi = Callable[[Int[Tensor, "row token"]], Float[Tensor, "row vocabulary"]]
 """Logits of the weaker reader for the next token, from the token ids so far."""
 EmbeddingContrast = Literal["pooled", "last"]
+
+
+@contextmanager
+def drawing(temperature: float, seed: int) -> Iterator[Sampled | None]:
+    """While open, random numbers start from a seed; how tokens are drawn, None at temperature 0: they are not."""
+    if not temperature:
+        yield None
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield Sampled(temperature)
 
 
 class Contrast(LogitsProcessor):
@@ -31,11 +43,22 @@ class Contrast(LogitsProcessor):
         return contrast_logits(scores, self.phi(input_ids), alpha, self.plausibility)
 
 
+class Subtraction(LogitsProcessor):
+    """`theta - alpha phi`, of any token, as VASparse's released code has it."""
+
+    def __init__(self, phi: Phi, alpha: float) -> None:
+        self.phi, self.alpha = phi, alpha
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The difference."""
+        return scores.float() - self.alpha * self.phi(input_ids).to(scores.device)
+
+
 class WeakerReader:
     """What the model says to other prompts with the same text, with a cache of its own that follows the beams."""
 
-    def __init__(self, model: LVLM, inputs: Inputs) -> None:
-        self.text, self.before, self.n_prompt = Continuation(model, inputs, "contrast"), torch.empty(0), 0
+    def __init__(self, model: LVLM, inputs: Inputs, owner: Any = None) -> None:
+        self.text, self.before, self.n_prompt = Continuation(model, inputs, "contrast", owner), torch.empty(0), 0
 
     def __call__(self, ids: Int[Tensor, "row token"]) -> Tensor:
         """Logits `[row, vocabulary]` of the next token."""

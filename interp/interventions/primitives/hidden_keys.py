@@ -1,7 +1,7 @@
 """Attending to fewer keys: what is not seen stays in the cache and is hidden."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,6 +31,10 @@ class HidesKeys(Method):
     def is_off(self) -> bool:
         """Whether these settings change nothing."""
 
+    def chosen_layers(self, model: LVLM) -> Sequence[int]:
+        """The layers in which keys are hidden."""
+        return range(model.n_layers)
+
     @abstractmethod
     def seen(self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"], notes: Any) -> Seen:
         """Which keys each query attends to; `pattern` is what it would have attended to."""
@@ -45,4 +49,4 @@ class HidesKeys(Method):
 
         if self.is_off:
             return nullcontext(GenerateOptions())
-        return attending(model, inputs, choose, type(self).notes)
+        return attending(model, inputs, choose, type(self).notes, self.chosen_layers(model))

@@ -1,6 +1,6 @@
 """Changing attention while a model generates, natively: watched kernels, and a KV cache with notes on its keys."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
@@ -142,7 +142,7 @@ def attending(
     inputs: Inputs,
     choose: Choose[N],
     notes: Callable[[], N] = Notes,  # pyright: ignore[reportArgumentType]
-    layers: range | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Iterator[GenerateOptions]:
     """While open, `choose` decides what each layer of generate's own passes attends to; `notes` starts a layer's."""
     cache = [NotedLayer(notes()) for _ in range(model.n_layers)]
