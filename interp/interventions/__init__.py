@@ -2,7 +2,7 @@
 
 from interp.interventions.base import Method
 from interp.interventions.directions import Direction
-from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias
+from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias, TokenBias
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
@@ -44,6 +44,7 @@ __all__ = [
     "SnapKV",
     "StopBias",
     "StreamingLLM",
+    "TokenBias",
     "TopK",
     "VASparse",
     "describe_methods",
