@@ -180,10 +180,10 @@ def test_methods_are_read_with_their_parameters():
         ("vhrr", "unknown method 'vhrr'; expected one of greedy, beams"),
         ("random-heads:choice=bottom", "has no setting 'choice=bottom'"),
         ("vhr:beta=1", "has no setting 'beta=1'"),
-        ("vhr:alpha", "has no setting 'alpha'"),
-        ("vhr:alpha=big", "alpha of method 'vhr' is a float, got 'big'"),
+        ("random-heads:alpha", "has no setting 'alpha'"),
+        ("vhr:alpha=big", "alpha of VHR is a number above 0 and at most 1000, got 'big'"),
         ("vhr:layers=a", "numbers joined by \\+"),
-        ("vhr:alpha=-1", "alpha is a factor above 0"),
+        ("vhr:alpha=-1", "alpha of VHR is a number above 0"),
     ],
 )
 def test_wrong_methods_are_refused(text, message):
@@ -233,9 +233,9 @@ def test_a_score_that_only_knows_the_position_tells_nothing_at_the_same_position
         (["--split", "val"], "the testbed's splits are train, dev, test"),
         (["--limit", "-3"], "limit is a number of at least 1, got -3"),
         (["--device", "abacus"], "cannot use the device 'abacus'"),
-        (["--methods", "vhr:layers=99"], "layers are between 0 and 7 in this model, got [99]"),
+        (["--methods", "vhr:layers=99"], "layers are between 0 and 7 in this model, got 99"),
         (["--top-k", "9"], "top_k is at most the 8 heads"),
-        (["--dtype", "int4"], "dtype is float32, bfloat16 or float16"),
+        (["--dtype", "int4"], "dtype is float32, bfloat16, float16 or auto"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, capsys, tmp_path):

@@ -10,11 +10,13 @@ from interp import plots
 from interp.cli import main
 from interp.evaluate.chair import rates
 from interp.experiments.captions import StudyConfig
-from interp.experiments.operating import BIASES, POINTS, chair_i_at, operating_curve
+from interp.experiments.operating import BIASES, chair_i_at, methods_of, operating_curve, points_of
 from interp.experiments.records import CaptionRecord, MentionRecord
 from interp.experiments.report import summarised
-from interp.interventions import StopBias, parse_method
+from interp.interventions import StopBias, TokenBias, parse_method
 from interp.metrics.signal_detection import sensitivity
+
+POINTS = points_of("stopping")
 
 
 def caption(image_id: int, method: str, truth: str, named: str) -> CaptionRecord:
@@ -27,7 +29,7 @@ def caption(image_id: int, method: str, truth: str, named: str) -> CaptionRecord
 def study(methods: dict[str, list[str]], truths: list[str], points: dict[str, list[str]] | None = None):
     every = {**methods, **(points or {})}
     records = [caption(i, m, truths[i], said) for m, texts in every.items() for i, said in enumerate(texts)]
-    return summarised(records, list(methods), Path("nowhere"), top_k=1, seed=0, points=list(points or {}))
+    return summarised(records, list(methods), Path("nowhere"), top_k=1, seed=0, knob="stopping" if points else None)
 
 
 def test_every_method_has_d_prime_and_criterion():
@@ -63,6 +65,20 @@ def test_points_of_the_curve_are_no_methods_and_do_not_widen_the_vocabulary():
     assert {parse_method(name) for name in POINTS} == {StopBias(b) for b in BIASES}
 
 
+def test_a_bias_on_naming_is_on_the_first_tokens_of_names(model, inputs):
+    made = methods_of("naming", model, ["fork", "traffic light"])
+    assert list(made) == list(points_of("naming"))
+    method = made["name-bias:bias=8"]
+    assert isinstance(method, TokenBias)
+    tokens = [model.tokenizer.decode([i]).strip() for i in method.tokens]
+    assert all("fork".startswith(t) or "traffic".startswith(t) for t in tokens)
+    with TokenBias(method.tokens, 100)(model):
+        (first, *_) = model.generate(inputs, max_new_tokens=4, min_new_tokens=4).tokens
+    assert set(first.tolist()) <= set(method.tokens)
+    with pytest.raises(ValueError, match="tokens of TokenBias are between 0 and"), TokenBias((10**6,))(model):
+        pass
+
+
 def test_the_curve_is_straight_between_points_and_ends_with_them():
     recall, chair_i = np.array([50.0, 90.0, 70.0, 70.0]), np.array([2.0, 20.0, 10.0, 8.0])
     assert chair_i_at(recall, chair_i, 60.0) == pytest.approx(5.0)  # towards the lower of the two at 70
@@ -79,7 +95,7 @@ def rows(recalled: int, wrong: int, n: int = 40) -> np.ndarray:
 def test_heights_above_the_curve_by_hand():
     curve = {-1.0: rows(8, 8), 0.0: rows(6, 4), 1.0: rows(4, 1)}  # recall 80, 60, 40; CHAIR_I 50, 40, 20
     methods = {"on it": rows(6, 4), "better": rows(7, 3), "worse": rows(5, 5), "beyond": rows(9, 1)}
-    found = operating_curve(curve, methods, rates)
+    found = operating_curve("stopping", curve, methods, rates)
     heights = {name: None if a is None else a.height.value for name, a in found.above.items()}
     assert heights["on it"] == pytest.approx(0)
     assert heights["better"] == pytest.approx(45 - 30)
@@ -96,7 +112,8 @@ def test_an_interval_is_of_the_same_images_for_curve_and_method():
     rng = np.random.default_rng(0)
     greedy = np.concatenate([rows(int(rng.integers(3, 9)), int(rng.integers(0, 9)), 1) for _ in range(60)])
     less, more = greedy - np.array([0, 0, 1, 1, 0, 0]), greedy + np.array([0, 1, 2, 1, 0, 0])
-    above = operating_curve({-1.0: more, 0.0: greedy, 1.0: less}, {"same": greedy}, rates).above["same"]
+    curve = {-1.0: more, 0.0: greedy, 1.0: less}
+    above = operating_curve("stopping", curve, {"same": greedy}, rates).above["same"]
     assert above is not None
     assert (above.height.value, above.height.low, above.height.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
@@ -113,6 +130,6 @@ def test_the_curve_is_drawn_from_the_summary(tmp_path, monkeypatch):
 
 def test_an_operating_curve_is_of_captions(capsys):
     with pytest.raises(SystemExit):
-        main(["study", "--task", "pope", "--operating-curve"])
+        main(["study", "--task", "pope", "--operating-curve", "stopping"])
     assert "--operating-curve belongs to --task captions" in capsys.readouterr().err
-    assert not StudyConfig().operating_curve
+    assert StudyConfig().operating_curve is None

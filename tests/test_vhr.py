@@ -195,13 +195,14 @@ def test_selection_equals_the_algorithm_done_slowly(model, inputs, reinforce_ima
         ({"alpha": float("inf")}, "got inf"),
         ({"layers": ()}, "layers of VHR names none"),
         ({"preset": "last0%"}, "preset is one of"),
-        ({"choice": "best"}, "choice of VHR is one of"),
-        ({"deviation": "none"}, "deviation of VHR is one of"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         VHR(**settings)
+    for text in ("vhr:choice=best", "vhr:deviation=none"):
+        with pytest.raises(ValueError, match="of VHR is one of"):
+            parse_method(text)
 
 
 def test_layers_outside_the_model_are_refused(model, inputs):

@@ -13,11 +13,11 @@ from interp.evaluate.objects import ObjectParser
 from interp.experiments.compared import BASELINE, ComparisonConfig, check_methods, described, least_rows
 from interp.experiments.config import at_least
 from interp.experiments.engine import Job, Run
-from interp.experiments.operating import POINTS
+from interp.experiments.operating import Knob, methods_of
 from interp.experiments.records import CaptionRecord, MentionRecord
 from interp.experiments.report import Summary, summarised, write_report
 from interp.experiments.setup import Setup
-from interp.interventions import Greedy, Method, StopBias
+from interp.interventions import Greedy, Method
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Generation, Inputs
 from interp.trace.divergence import TokenTrace, token_vhd
@@ -31,8 +31,8 @@ class StudyConfig(ComparisonConfig):
     """Length cap of a caption, in tokens."""
     top_k: int | None = None
     """Heads of a layer that T-VHD sums over; None for an eighth of them."""
-    operating_curve: bool = False
-    """Whether to caption with greedy that stops sooner and later too, and tell how far above that curve methods are."""
+    operating_curve: Knob | None = None
+    """Caption with greedy biased on stopping, or on naming, too, and tell how far above that curve methods are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,8 +152,8 @@ def study(setup: Setup, config: StudyConfig, methods: Mapping[str, Method]) -> S
     top_k = default_top_k(model.n_heads) if config.top_k is None else config.top_k
     if top_k > model.n_heads:
         raise ValueError(f"top_k is at most the {model.n_heads} heads of a layer of this model, got {top_k}")
-    points = {name: StopBias(bias) for name, bias in POINTS.items()} if config.operating_curve else {}
-    captioned: dict[str, Method] = {**methods, **points}
+    knob = config.operating_curve
+    captioned = {**methods, **({} if knob is None else methods_of(knob, model, setup.parser.categories))}
     check_methods(model, captioned)
     manifest = setup.manifest(
         "study",
@@ -171,7 +171,7 @@ def study(setup: Setup, config: StudyConfig, methods: Mapping[str, Method]) -> S
         records = run.made(job, config.run)
         if records is None:
             return None
-        options: Any = {"top_k": top_k, "seed": config.data.seed, "failures": run.failures, "points": list(points)}
+        options: Any = {"top_k": top_k, "seed": config.data.seed, "failures": run.failures, "knob": knob}
         summary = summarised(records, list(methods), out, **options)
         write_report(summary, records)
         return summary

@@ -114,7 +114,7 @@ def _means(rows: Sequence[tuple[int, Sequence[float]]], n_images: int, seed: int
     def means(totals: np.ndarray, _: int) -> dict[str, np.ndarray]:
         count = totals[..., -1]  # resamples without such a word know no mean
         with np.errstate(invalid="ignore", divide="ignore"):
-            return {str(i): totals[..., i] / count for i in range(width)}
+            return {str(i): np.asarray(totals[..., i] / count) for i in range(width)}
 
     return list(intervals(table, means, seed=seed).values())
 

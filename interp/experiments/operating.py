@@ -1,21 +1,39 @@
-"""The operating curve: recall against CHAIR_I of the unchanged model as it stops sooner or later, and who is above it.
+"""The operating curve: recall against CHAIR_I of the unchanged model as it says more or less, and who is above it.
 
 A method that says less has fewer hallucinations without seeing better; so does greedy decoding with a bias on the
-log-odds of stopping.  A method helps only where it hallucinates less than that at the same recall.
+log-odds of stopping, or on the first tokens of objects' names (a token that other words begin with too is biased for
+them as well).  A method helps only where it hallucinates less than that at the same recall.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from interp.attribution.lens import first_tokens
 from interp.evaluate.bootstrap import Interval, Statistic, intervals
+from interp.interventions import Method, StopBias, TokenBias
+from interp.models import LVLM
+
+Knob = Literal["stopping", "naming"]
 
 BIASES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Nats on the log-odds of stopping, fixed for all models; greedy is the point at 0."""
-POINTS = {f"stop-bias:bias={bias:g}": bias for bias in BIASES}
+"""Nats on what is biased, fixed for all models; greedy is the point at 0."""
+
+
+def points_of(knob: Knob) -> dict[str, float]:
+    """The bias of each point of a curve but greedy's, by the name under which it is captioned."""
+    return {f"{'stop' if knob == 'stopping' else 'name'}-bias:bias={bias:g}": bias for bias in BIASES}
+
+
+def methods_of(knob: Knob, model: LVLM, objects: Sequence[str]) -> dict[str, Method]:
+    """What captions the points of a curve."""
+    if knob == "stopping":
+        return {name: StopBias(bias) for name, bias in points_of(knob).items()}
+    tokens = tuple(first_tokens(model, objects).ids.unique().tolist())
+    return {name: TokenBias(tokens, bias) for name, bias in points_of(knob).items()}
 
 
 def chair_i_at(recall: Float[np.ndarray, " point"], chair_i: Float[np.ndarray, " point"], at: float) -> float:
@@ -41,8 +59,9 @@ class Above:
 
 @dataclass(frozen=True)
 class OperatingCurve:
-    """The rates at each bias on stopping (0: greedy), and how far methods are above; None where no curve is."""
+    """The rates at each bias (0: greedy) on the `knob`, and how far methods are above; None where no curve is."""
 
+    knob: Knob
     points: dict[float, dict[str, Interval]]
     above: dict[str, Above | None]
 
@@ -55,10 +74,11 @@ class OperatingCurve:
             name: None if a is None else {**asdict(a.height), "resamples_inside": a.inside}
             for name, a in self.above.items()
         }
-        return {"points": points, "chair_i_below_curve_at_same_recall": above}
+        return {"bias_on": self.knob, "points": points, "chair_i_below_curve_at_same_recall": above}
 
 
 def operating_curve(
+    knob: Knob,
     curve: Mapping[float, Float[np.ndarray, "image column"]],
     methods: Mapping[str, Float[np.ndarray, "image column"]],
     rates: Statistic,
@@ -84,7 +104,7 @@ def operating_curve(
         return found
 
     points = {b: intervals(curve[b], rates, seed=seed) for b in biases}
-    return OperatingCurve(points, _above(stacked, heights, seed))
+    return OperatingCurve(knob, points, _above(stacked, heights, seed))
 
 
 def _above(stacked: np.ndarray, heights: Statistic, seed: int, resamples: int = 2000) -> dict[str, Above | None]:
@@ -103,7 +123,7 @@ def _above(stacked: np.ndarray, heights: Statistic, seed: int, resamples: int = 
 
 def rows_of(curve: OperatingCurve, cell: Any) -> tuple[list[list[str]], list[list[str]]]:
     """The table of the curve's points, and that of the methods' heights; `cell` writes an interval."""
-    points = [["bias on stopping", "recall", "CHAIR_I", "length"]]
+    points = [[f"bias on {curve.knob}", "recall", "CHAIR_I", "length"]]
     for bias, rates in curve.points.items():
         points.append(
             [f"{bias:+g}" if bias else "0 (greedy)", *(cell(rates[c]) for c in ("recall", "chair_i", "length"))]

@@ -14,7 +14,7 @@ from interp import plots
 from interp.evaluate.bootstrap import Interval, McNemar, differences, intervals, mcnemar
 from interp.evaluate.chair import rates
 from interp.experiments.compared import BASELINE
-from interp.experiments.operating import POINTS, OperatingCurve, operating_curve, rows_of
+from interp.experiments.operating import Knob, OperatingCurve, operating_curve, points_of, rows_of
 from interp.experiments.records import CaptionRecord, FailureRecord, ImageRecord, ItemId, WordRecord, to_json
 from interp.experiments.words import TVhdSummary, sentence_records, t_vhd_lines, t_vhd_summary, word_records
 from interp.folder import replacing, write_arrays, write_text
@@ -202,7 +202,8 @@ def _gate(summary: Summary) -> list[str]:
 
 def _curve_lines(curve: OperatingCurve) -> list[str]:
     points, heights = rows_of(curve, cell)
-    head = "operating curve of greedy decoding: nats added to the log-odds of stopping"
+    where = {"stopping": "the log-odds of stopping", "naming": "the first tokens of objects' names"}[curve.knob]
+    head = f"operating curve of greedy decoding: nats added to {where}"
     return [head, *aligned(points), "", *aligned(heights), ""]
 
 
@@ -241,12 +242,13 @@ def summarised(
     seed: int,
     failures: Sequence[FailureRecord] = (),
     among: Sequence[ItemId] | None = None,
-    points: Sequence[str] = (),
+    knob: Knob | None = None,
 ) -> Summary:
     """What the captions say, of the images that came through with every method (and are `among` these).
 
-    `points` are those methods that make up the operating curve, if one is drawn.
+    `knob` says which operating curve there are captions for, if any.
     """
+    points = {} if knob is None else points_of(knob)
     common = [i for i in common_images(records, [*methods, *points]) if among is None or i in set(among)]
     if not common:
         raise ValueError(f"no image came through with every method; {out / 'failures.jsonl'} says why")
@@ -255,9 +257,9 @@ def summarised(
     tables = {name: _counts(vocabulary, found) for name, found in order.items()}
     others = {name: table for name, table in tables.items() if name != BASELINE}
     base, curve = tables[BASELINE], None
-    if points:
-        swept = {POINTS[name]: _counts(vocabulary, _in_order(records, common, name)) for name in points}
-        curve = operating_curve({0.0: base} | swept, others, _rates, seed)
+    if knob is not None:
+        swept = {bias: _counts(vocabulary, _in_order(records, common, name)) for name, bias in points.items()}
+        curve = operating_curve(knob, {0.0: base} | swept, others, _rates, seed)
     return Summary(
         {name: intervals(table, _rates, seed=seed) for name, table in tables.items()},
         {name: differences(table, base, _rates, seed=seed) for name, table in others.items()},

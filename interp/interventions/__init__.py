@@ -4,7 +4,7 @@ from interp.interventions.base import Method, Preset
 from interp.interventions.directions import Direction
 from interp.interventions.methods.avisc import AvisC
 from interp.interventions.methods.deco import DeCo
-from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias
+from interp.interventions.methods.decoding import Beams, Greedy, Sampling, StopBias, TokenBias
 from interp.interventions.methods.direction import AddDirection
 from interp.interventions.methods.dola import DoLa
 from interp.interventions.methods.fastv import FastV
@@ -51,6 +51,7 @@ __all__ = [
     "SnapKV",
     "StopBias",
     "StreamingLLM",
+    "TokenBias",
     "TopK",
     "VASparse",
     "describe_methods",

@@ -134,6 +134,7 @@ def parse_method(text: str) -> Method:
         if key in values:
             raise ValueError(f"method {name!r}: {key} is given twice in {text!r}")
         values[key] = known[key].read(entry.build.__name__, value)
+        known[key].refuse(entry.build.__name__, values[key])
     return entry(**values)
 
 

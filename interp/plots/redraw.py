@@ -87,7 +87,9 @@ def draw_study(out: Path) -> None:
             for c in ("recall", "chair_i")
         )
         placed = {n: {c: Interval(v[c], *v["interval"][c]) for c in ("recall", "chair_i")} for n, v in methods.items()}
-        save(operating_curve(recall, chair_i, placed), out / "operating_curve.png")
+        knob = {"stopping": "greedy, stopping sooner or later", "naming": "greedy, naming more or less freely"}
+        drawn = operating_curve(recall, chair_i, placed, what=knob[summary["operating_curve"]["bias_on"]])
+        save(drawn, out / "operating_curve.png")
 
 
 def curves_of(rows: list[dict[str, str]], along: str, shared: dict[str, str], column: str) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""Hugging Face's own decoding: greedy, beams, sampling; and greedy that stops sooner or later.
+"""Hugging Face's own decoding: greedy, beams, sampling; and greedy with a bias on stopping or on some tokens.
 
 Nucleus sampling (Holtzman et al., ICLR 2020, arXiv 1904.09751) is `sampling:top_p=0.9`; a draw is one of many, so
 compare several: `sampling:top_p=0.9:seed=1,sampling:top_p=0.9:seed=2`, and so on.
@@ -109,3 +109,31 @@ class StopBias(Method):
     def _ends(self, model: LVLM) -> list[int]:
         eos = model.generation_settings["eos_token_id"]
         return [eos] if isinstance(eos, int) else list(eos or ())
+
+
+@dataclass(frozen=True)
+class TokenBias(Method):
+    """Greedy generation with `bias` (nats) on the logits of `tokens`, such as those that begin objects' names.
+
+    A control that experiments build for a model, whose token ids it takes; it has no short notation.
+    """
+
+    tokens: tuple[int, ...] = ()
+    bias: Annotated[float, Within(-1000, 1000)] = 1.0
+
+    citation: ClassVar = "a control of how freely things are named; no paper's method"
+    cost: ClassVar = "none"
+    off: ClassVar = "bias=0"
+    passes: ClassVar = OF_THE_LOOP
+
+    def check(self, model: LVLM) -> None:
+        """ValueError if a token is not the model's."""
+        super().check(model)
+        n = model.hf.get_output_embeddings().weight.shape[0]
+        wrong = [i for i in self.tokens if not 0 <= i < n]
+        if wrong:
+            raise ValueError(f"tokens of TokenBias are between 0 and {n - 1} in this model, got {wrong[:5]}")
+
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
+        """Bias the tokens in each step."""
+        return nullcontext(GenerateOptions(processors=(_Biased(list(self.tokens), self.bias),) if self.bias else ()))
