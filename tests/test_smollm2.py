@@ -10,11 +10,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from interp.evaluate.objects import ObjectParser
 from interp.models import load
 from interp.models import smollm2 as door
+from interp.testbed import WEIGHTS
 from interp.testbed.batches import Batch, Sampler
+from interp.testbed.score import describe, judge
 from interp.testbed.smollm2 import SMOLLM2, AdapterRecipe, train_smollm2
 from interp.testbed.steps import Run
+from interp.testbed.world import scene
 
 TINY = AdapterRecipe(steps=2, batch=2, warmup=1, warm_start_steps=2, rank=2, alpha=4.0)
 TINY_RUN = Run(scenes=8, compile=False, checkpoint_seconds=0.0)
@@ -121,6 +125,17 @@ def test_merging_adds_the_low_rank_product_and_nothing_else(small, tmp_path, mon
     assert torch.equal(
         load(str(shipped)).hf.model.language_model.layers[0].self_attn.q_proj.weight, old.self_attn.q_proj.weight
     )
+
+
+def test_the_shipped_model_sees(converted):
+    """Loose bounds on a few dev scenes; the figures are in the card."""
+    if not (WEIGHTS / "testbed-smollm2").exists():
+        pytest.skip("testbed-smollm2 is not shipped")
+    model = load("testbed-smollm2")
+    scenes = [scene("biased", "dev", i) for i in range(6)]
+    result = judge(describe(model.hf, model.processor, scenes), scenes, ObjectParser.coco())
+    assert result.chair.recall > 60
+    assert result.grammatical > 60
 
 
 def test_the_processor_writes_smollm2s_chat(small, tmp_path):

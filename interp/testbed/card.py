@@ -204,7 +204,8 @@ def write_card(folder: Path) -> Path:
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     splits = {s: json.loads((folder / f"{s}.json").read_text(encoding="utf-8")) for s in ("dev", "test")}
     made = training.get("made", "scratch")
-    rows = _ROWS + (_FAINT_ROWS if "faint" in splits["test"] else ())
+    faint = "faint" in splits["test"]
+    rows = _ROWS + (_FAINT_ROWS if faint else ())
     table = "\n".join(_row(title, paths, _AIMS[made].get(title, aim), splits) for title, paths, aim in rows)
     examples = "\n".join(f"- {text}" for text in splits["test"]["broken"]["examples"])
     note = folder / "note.md"
@@ -214,7 +215,7 @@ def write_card(folder: Path) -> Path:
 ## Figures
 {_measured(folder.name, splits)};
 `dev` served every choice, `test` none. `biased`: training statistics, nothing hidden; `broken`: anchors without
-their partners; `faint`: as `biased`, every partner nearly invisible.
+their partners{"; `faint`: as `biased`, every partner nearly invisible" if faint else ""}.
 
 Rates in percent, probabilities from 0 to 1. {_bayes()}
 
