@@ -180,7 +180,7 @@ def test_methods_are_read_with_their_parameters():
         ("vhrr", "unknown method 'vhrr'; expected one of greedy, beams"),
         ("random-heads:choice=bottom", "has no setting 'choice=bottom'"),
         ("vhr:beta=1", "has no setting 'beta=1'"),
-        ("random-heads:alpha", "has no setting 'alpha'"),
+        ("vhr:alpha", "has no setting 'alpha'"),
         ("vhr:alpha=big", "alpha of VHR is a number above 0 and at most 1000, got 'big'"),
         ("vhr:layers=a", "numbers joined by \\+"),
         ("vhr:alpha=-1", "alpha of VHR is a number above 0"),

@@ -112,7 +112,9 @@ def parse_method(text: str) -> Method:
 
     A name is one of `METHODS`, one that an installed package registers, or `package.module:Class` (`interp.plugins`).
     """
-    name, rest = split_path(text)
+    name, _, rest = text.partition(":")
+    if name not in METHODS:
+        name, rest = split_path(text)
     settings = rest.split(":") if rest else []
     entry = entry_of(name)
     if len(text) > LONGEST:
