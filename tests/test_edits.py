@@ -161,7 +161,7 @@ def test_edits_that_do_not_fit_the_model_are_refused(model, inputs, ranking, tmp
     [
         (b"", "cannot be read"),
         (b"PK\x03\x04 cut off", "cannot be read"),
-        (np.array(["L0H1"]), "maps of numbers, got vhd"),
+        (np.array(["L0H1"]), "of numbers, got vhd"),
         (np.array([object()]), "no plain arrays"),
     ],
 )

@@ -6,6 +6,7 @@ of them.  `top` and `bottom` follow one of the maps of a ranking file; `random` 
 
 import re
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,25 +18,25 @@ CHOSEN = re.compile(r"(top|bottom|random)(?:(\d+(?:\.\d+)?)(%?))?")
 
 
 def read_ranking(path: str) -> dict[str, np.ndarray]:
-    """The maps `[layer, head]` of a ranking file, and `mean` `[layer, head, d_head]`; read anew once it has changed."""
+    """The maps `[layer, head]` of a ranking file, and `mean` `[layer, head, d_head]`; as the file is now."""
     file = Path(path)
     if not path or not file.is_file():
         raise ValueError(
             f"expected ranking=FILE, the heads.npz that interp causal --out DIR writes; there is none at {path!r}"
         )
-    stat = file.stat()
-    return _read(path, stat.st_mtime_ns, stat.st_size)
+    return _maps_in(path, file.read_bytes())
 
 
 @lru_cache(maxsize=8)
-def _read(path: str, changed: int, size: int) -> dict[str, np.ndarray]:
+def _maps_in(path: str, content: bytes) -> dict[str, np.ndarray]:
     wrong = f"{path} is no ranking: expected the heads.npz that interp causal --out DIR writes, maps [layer, head]"
     try:
-        with np.load(path) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError(f"{wrong}, got a single array")
-            maps = {name: file[name] for name in file.files}
-    except (OSError, EOFError, BadZipFile, TypeError) as error:
+        found = np.load(BytesIO(content))
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise ValueError(f"{wrong}, got a single array")
+        with found:
+            maps = {name: found[name] for name in found.files}
+    except (OSError, EOFError, BadZipFile) as error:
         raise ValueError(f"{wrong}, got a file that cannot be read ({type(error).__name__})") from error
     except ValueError as error:
         told = str(error) if str(error).startswith(path) else f"{wrong}, got a file that holds no plain arrays"
