@@ -94,7 +94,8 @@ def _merge(shipped: Path, base: Path, folder: Path) -> None:
     """Write SmolLM2 with the shipped tower and projector, `W + scale B A` in place of every adapted W, float32."""
     weights = {name: w.float() for name, w in load_file(shipped / ADAPTER).items()}
     scale = json.loads((shipped / "adapter.json").read_text(encoding="utf-8"))["scale"]
-    model: Any = LlavaForConditionalGeneration(AutoConfig.from_pretrained(shipped))
+    config: Any = AutoConfig.from_pretrained(shipped)
+    model: Any = LlavaForConditionalGeneration(config)
     language: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()

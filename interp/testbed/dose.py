@@ -68,7 +68,7 @@ def _renamed(text: str, old: str, new: str) -> str:
 
 def follow(model: Any, processor: Any, texts: Sequence[str], scenes: Sequence[Scene]) -> Followed:
     """What hallucinated partners follow: a swap matters if it takes more than half of the word's probability."""
-    needs: list[tuple[bool, bool]] = []
+    needs: list[tuple[bool, ...]] = []
     for text, s in zip(texts, scenes, strict=True):
         for partner, anchor in ANCHOR_OF.items():
             found = re.search(rf"\b{partner}\b", text)

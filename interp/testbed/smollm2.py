@@ -30,6 +30,7 @@ from interp.testbed.projector import shipped_tower, warm_start
 from interp.testbed.steps import LanguageTask, Run, Schedule, ready_to_train, run_steps, trained
 from interp.testbed.tower import FEATURE_LAYER, PATCH, tower_config
 from interp.testbed.train import store_features
+from interp.testbed.world import Kind
 
 IMAGE = "<reponame>"
 """A token of SmolLM2's vocabulary that no chat uses; it stands for image features."""
@@ -130,7 +131,7 @@ def prepare(out: Path, recipe: AdapterRecipe, run: Run, base: Path) -> tuple[Any
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tower, tokenizer.convert_tokens_to_ids(IMAGE)
     )
     free = round(run.scenes * recipe.unbiased)
-    kinds = (("train", run.scenes - free), ("unbiased", free))
+    kinds: tuple[tuple[Kind, int], ...] = (("train", run.scenes - free), ("unbiased", free))
     parts = [store_features(tower, out, kind, scenes=n, seed=run.seed, device=run.device) for kind, n in kinds]
     pool = Pool(np.concatenate(parts), kinds, run.seed)
     error = warm_start(model, tokenizer, pool, steps=recipe.warm_start_steps)
