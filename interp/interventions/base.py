@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from interp.models import LVLM, GenerateOptions, Inputs, Steered
 
@@ -168,7 +168,7 @@ class Method(ABC):
         return {f.name: Parameter.of(f.name, hints[f.name], f.default) for f in found}
 
     @classmethod
-    def of_preset(cls, name: str, **settings: Any) -> Self:
+    def of_preset(cls, name: str, **settings: Any) -> "Method":
         """The method with the settings of a preset, but for those that are given; ValueError if there is none."""
         if name not in cls.presets:
             known = f"one of {', '.join(cls.presets)}" if cls.presets else "none: it has no presets"
