@@ -72,9 +72,7 @@ class DoLa(Method):
         """ValueError for a layer that is not there, or a bucket without one."""
         super().check(model)
         if self.layers is None and not self.states(model):
-            raise ValueError(
-                f"bucket {self.bucket} of DoLa holds none of the {model.n_layers} layers; expected layers="
-            )
+            raise ValueError(f"bucket {self.bucket} of DoLa holds none of {model.n_layers} layers; expected layers=")
 
     def states(self, model: LVLM) -> tuple[int, ...]:
         """The hidden states of this model that are candidates."""
