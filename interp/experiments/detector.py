@@ -56,10 +56,8 @@ class Detection:
     def write(self, out: Path, settings: dict[str, Any]) -> None:
         """Write `detector.json`, `detector.npz` (the scores) and the ROC curves into a folder."""
         out.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {
-            "settings": settings,
-            "n": {"hallucinated": int(self.wrong.sum()), "all": len(self.wrong)},
-        }
+        counts = {"hallucinated": int(self.wrong.sum()), "all": len(self.wrong)}
+        found: dict[str, Any] = {"settings": settings, "n_words": counts}
         found["auroc"] = {name: vars(v) for name, v in self.auroc.items()}
         found["beyond_the_baseline"] = {name: vars(v) for name, v in self.beyond.items()}
         (out / "detector.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
