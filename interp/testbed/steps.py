@@ -43,6 +43,11 @@ class Schedule:
 class LanguageTask(nn.Module):
     """Projector, decoder and language head of a LLaVA model, fed with stored image features."""
 
+    projector: Any
+    decoder: Any
+    head: Any
+    before: Tensor
+
     def __init__(self, model: Any, layout: Layout) -> None:
         super().__init__()
         self.projector, self.decoder, self.head = (
