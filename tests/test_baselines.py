@@ -415,7 +415,7 @@ def test_presets_name_their_source_and_are_shown():
             assert all(getattr(method, key) == value for key, value in found.settings.items())
             assert len(found.source) > 8
             assert f"preset={preset}: " in shown_methods
-    assert parse_method("vcd:preset=qwen-vl:alpha=0.5").alpha == 0.5
+    assert parse_method("vcd:preset=qwen-vl:alpha=0.5") == replace(parse_method("vcd:preset=qwen-vl"), alpha=0.5)
     with pytest.raises(ValueError, match=r"preset of OPERA is one of llava-1.5.*, got 'gpt'"):
         parse_method("opera:preset=gpt")
     with pytest.raises(ValueError, match="has no setting 'preset=x'"):

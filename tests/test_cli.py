@@ -14,7 +14,7 @@ import pytest
 
 import interp
 from interp import cli
-from interp.cli.commands import COMMANDS
+from interp.cli.commands import COMMANDS, Command
 
 HEAVY = ("torch", "transformers", "nnsight", "matplotlib", "numpy", "tyro")
 
@@ -117,7 +117,7 @@ def test_an_unknown_option_names_the_near_one(capsys):
 
 def command(monkeypatch, act) -> list[str]:
     """A command `try` whose call is `act`."""
-    monkeypatch.setitem(COMMANDS, "try", cli.commands.Command("given:Try", "Try.", ("", "")))
+    monkeypatch.setitem(COMMANDS, "try", Command("given:Try", "Try.", ("", "")))
     monkeypatch.setitem(sys.modules, "given", SimpleNamespace(Try=lambda: act))
     return ["try"]
 

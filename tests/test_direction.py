@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,10 +51,11 @@ def test_a_direction_equals_the_same_edit_in_a_trace(name, steps, model):
 def test_directions_from_files_and_their_controls(model, tmp_path):
     found = Direction(3, torch.arange(1.0, model.d_model + 1))
     found.write(tmp_path / "v.npz")
-    method = parse_method(f"direction:file={tmp_path / 'v.npz'}:strength=2")
+    method: Any = parse_method(f"direction:file={tmp_path / 'v.npz'}:strength=2")
     assert isinstance(method, AddDirection)
-    assert method.added().digest == found.digest
-    control = parse_method(f"direction:file={tmp_path / 'v.npz'}:choice=random:seed=4")
+    added: Any = method.added()
+    assert added.digest == found.digest
+    control: Any = parse_method(f"direction:file={tmp_path / 'v.npz'}:choice=random:seed=4")
     assert control.added().digest == found.random(4).digest
     for wrong, message in (
         (AddDirection(), "needs a direction"),
@@ -68,7 +70,7 @@ def test_a_method_that_a_user_brings(model, inputs, tmp_path, monkeypatch):
     shown = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
     (tmp_path / "own_methods.py").write_text(shown)
     monkeypatch.syspath_prepend(str(tmp_path))
-    method = parse_method("own_methods:Louder:alpha=4")
+    method: Any = parse_method("own_methods:Louder:alpha=4")
     assert method.alpha == 4
     plain = model.generate(inputs, max_new_tokens=8).tokens
     with method(model):

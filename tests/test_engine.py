@@ -97,7 +97,7 @@ def test_short_memory_halves_the_batch(whole, tmp_path, monkeypatch):
 
 
 def test_halving_names_what_does_not_fit():
-    def work(samples):
+    def work(samples) -> Any:
         if len(samples) > 1 or samples[0] == "c":
             raise MemoryError("no")
         return [{"sample": samples[0]}]
@@ -349,7 +349,7 @@ def test_readers_end_with_the_process_that_started_them(tmp_path):
     assert not any(map(alive, readers))
 
 
-def slowly(folder: Path, item: int) -> int:
+def slowly(folder: Path, item: Any) -> Any:
     (folder / str(os.getpid())).touch()
     time.sleep(120)
     return item

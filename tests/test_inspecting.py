@@ -187,11 +187,12 @@ def test_inputs_that_do_not_correspond_are_refused(model, pictures):
     with pytest.raises(ValueError, match="name the positions that correspond"):
         patch(model, one, image_free(model, one), metric)
     patch(model, one, image_free(model, one), metric, over="layer", positions=[-1, -2])
-    for options, message in (
+    wrong: Any = (
         ({"site": "pattern"}, "patching puts"),
         ({"site": "attn_out"}, "has no heads"),
         ({"positions": [0]}, "positions are different numbers"),
-    ):
+    )
+    for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             patch(model, one, one, metric, **options)
     with pytest.raises(ValueError, match="as many rows"):
@@ -238,12 +239,13 @@ def test_a_study_is_taken_up_with_its_own_tokens(study, model, capsys):
     assert record["image_id"] == image_id
     last = [line for line in own.splitlines() if line.strip()][-1]
     assert float(last.split()[-1]) == pytest.approx(record["probability"][-1], abs=2e-3)
-    for options, message in (
+    wrong: Any = (
         ({"image_id": "-1"}, "has no caption of image -1"),
         ({"image_id": "0", "method": "vhr"}, "has captions of greedy, got 'vhr'"),
         ({}, "either --image FILE, or --run DIR"),
         ({"image_id": str(image_id), "model": UncheckedModel(model="testbed-sink")}, "brings its own model"),
-    ):
+    )
+    for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             Heads(run=str(study), **options)()
 

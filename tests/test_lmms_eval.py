@@ -10,8 +10,8 @@ pytest.importorskip(
     reason="lmms-eval is not installed (pip install --no-deps lmms-eval loguru pytz is enough for this test)",
 )
 
-from lmms_eval.api.instance import Instance
-from lmms_eval.models.registry_v2 import ModelRegistryV2
+from lmms_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lmms_eval.models.registry_v2 import ModelRegistryV2  # pyright: ignore[reportMissingImports]
 
 from interp.integrations.lmms_eval import InterpLMM
 from interp.interventions import parse_method

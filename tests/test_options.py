@@ -1,6 +1,6 @@
 """Options of the commands that run over items: the same ones for all, by flat names, checked when called."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,7 +21,7 @@ OVER_ITEMS = ("study", "sweep", "ablate", "attention", "causal")
 def test_every_command_takes_them_all(name):
     given = [f"--{option.replace('_', '-')}={value}" for option, value in (MODEL | DATA | RUN).items()]
     command: Any = cli.parse([name, *given, "--trust-remote-code"])
-    assert vars(command.model) == vars(ModelConfig(**MODEL, trust_remote_code=True))
+    assert vars(command.model) == vars(ModelConfig(**cast(Any, MODEL), trust_remote_code=True))
     assert vars(command.data) == vars(DataConfig(**DATA))
     assert vars(command.run) == vars(RunConfig(**RUN))
 

@@ -1,6 +1,7 @@
 """Records on disk: what is read back, and what is refused with file, line and remedy."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ CAPTION = CaptionRecord(
 
 def test_records_come_back_as_they_were(tmp_path):
     path = tmp_path / "captions.jsonl"
-    RecordFile(path, CaptionRecord).append([CAPTION, CaptionRecord(**vars(CAPTION) | {"image_id": "a.png"})])
+    RecordFile(path, CaptionRecord).append([CAPTION, replace(CAPTION, image_id="a.png")])
     first, second = read_records(path, CaptionRecord)
     assert first == CAPTION
     assert second.image_id == "a.png"

@@ -98,7 +98,7 @@ def test_columns_are_named_and_rows_of_one_picture_joined(folder):
 def test_parquet_arrow_and_the_datasets_library(folder):
     arrow: Any = import_module("pyarrow")
     rows = [row | {"file": {"bytes": (folder / row["file"]).read_bytes(), "path": None}} for row in ROWS]
-    table = arrow.Table.from_pylist([row | {"file": row["file"]["bytes"]} for row in rows])
+    table = arrow.Table.from_pylist([row | {"file": (folder / row["file"]).read_bytes()} for row in ROWS])
     import_module("pyarrow.parquet").write_table(table, folder / "t.parquet")
     same(look(f"parquet:{folder}/t.parquet"), (0, 1))
     with arrow.OSFile(str(folder / "t.arrow"), "wb") as sink, arrow.ipc.new_file(sink, table.schema) as writer:

@@ -240,7 +240,7 @@ def run_ablate(config: AblateConfig) -> Ablation | None:
     out = setup.folder("ablate-", config, manifest)
     with Run.opened(out, manifest, setup.shard) as run:
         ranking = config.ranking or _ranked(setup, config, out)
-        edit = EditHeads(heads=config.heads, op=config.op, ranking=ranking, by=config.by)
+        edit, *_ = config.named(ranking, 1).values()
         heads = edit.chosen(setup.model)
         edits = config.named(ranking, len(heads))
         return _measured(setup, config, run, ranking, edits, tuple(map(str, heads)))
@@ -252,8 +252,8 @@ def _measured(
     """Captions, their likelihoods and answers about the same images, with every edit."""
     methods: dict[str, Method] = {**config.compared, **edits}
     shared: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(StudyConfig)}
-    captions = replace(config.run, out=str(run.out / "captions"))
-    summary = study(setup, StudyConfig(**shared | {"run": captions}), methods)
+    shared["run"] = replace(config.run, out=str(run.out / "captions"))
+    summary = study(setup, StudyConfig(**shared), methods)
     records = read_records(run.out / "captions" / "captions.jsonl", CaptionRecord)
     tokens = {r.image_id: r.tokens for r in records if r.method == BASELINE}
     tokens = {i: tokens[i] for i in common_images(records, list(methods))}

@@ -215,7 +215,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _chosen(order: dict[str, list[CaptionRecord]]) -> dict[str, ChosenHeads]:
     """The heads that each method chose, where one does."""
-    shape = next((np.shape(r.vhd) for r in order[BASELINE] if r.vhd is not None), None)
+    shape: Any = next((np.shape(r.vhd) for r in order[BASELINE] if r.vhd is not None), None)
     if shape is None:
         return {}
     found = {name: [r.heads for r in records if r.heads is not None] for name, records in order.items()}

@@ -9,7 +9,7 @@ without.  Attention is the model's own, so that all readings choose from the sam
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def changed(
                 other = (top_mask(importance + weight * saliency, choice, keep) != without).any(-1)
                 counts[i, j] += torch.tensor([(other & some).sum(), some.sum()])
 
-    parts = {model.part(layer, model.family.attention): watch for layer in range(model.n_layers)}
+    parts: Any = {model.part(layer, model.family.attention): watch for layer in range(model.n_layers)}
     with torch.no_grad(), watched(model.decoder_configs, parts):
         model.hf(**whole.kwargs(), use_cache=False, logits_to_keep=1)
     return counts

@@ -21,7 +21,7 @@ def open_model(config: ModelConfig, shard: Shard | None = None, **more: Any) -> 
     options = {name: getattr(config, name) for name in named if getattr(config, name) is not None}
     device = (shard or Shard()).device(config.device)
     if config.quantization is not None:
-        bits = {"load_in_8bit": config.quantization == "8bit", "load_in_4bit": config.quantization == "4bit"}
+        bits: Any = {"load_in_8bit": config.quantization == "8bit", "load_in_4bit": config.quantization == "4bit"}
         options = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(**bits), **options}
     elif config.device_map is None:
         options["device"] = device

@@ -92,6 +92,7 @@ class Parameter:
 
     def refuse(self, method: str, value: Any) -> None:
         """ValueError unless a value is of the kind, finite, and in range."""
+        number: Any = value
         fits = (
             (value is None and self.optional)
             or (self.kind is float and isinstance(value, int | float) and not isinstance(value, bool))
@@ -100,7 +101,7 @@ class Parameter:
             or (self.kind is tuple and isinstance(value, tuple) and all(type(v) is int for v in value))
         )
         if fits and self.kind in (int, float) and value is not None:
-            fits = math.isfinite(value) and (self.range is None or self.range.holds(value))
+            fits = math.isfinite(number) and (self.range is None or self.range.holds(number))
         if not fits or (self.choices and value not in self.choices):
             raise ValueError(f"{self.name} of {method} is {self}, got {value!r}")
 

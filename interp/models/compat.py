@@ -175,7 +175,7 @@ def cache_keyword(hf: Any) -> str:
     A model whose `forward` names neither hands both on to a language model of the library.
     """
     named = inspect.signature(hf.forward).parameters
-    library = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    library = inspect.signature(getattr(GenerationMixin, "prepare_inputs_for_generation")).parameters  # noqa: B009
     where = named if "cache" in named or "past_key_values" in named else library
     return "cache" if "cache" in where else "past_key_values"
 

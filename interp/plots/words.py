@@ -179,7 +179,8 @@ def logit_lens(
     if n <= LENS_WORDS:
         letters = max(3, int(78 / n))
         for layer, place in np.ndindex(n_layers, n):
-            p, word = probability[layer, place], words[layer][place].strip() or repr(words[layer][place])
+            p, written = probability[layer, place], str(words[layer][place])
+            word = written.strip() or repr(written)
             text = word if len(word) <= letters else f"{word[: letters - 1]}…"
             colour = "white" if np.isfinite(p) and p > 0.45 else "black"
             ax.text(place + 0.5, layer + 0.5, text, color=colour, fontsize=7, ha="center", va="center")

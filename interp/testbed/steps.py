@@ -58,6 +58,8 @@ class LanguageTask(nn.Module):
         self.prefix = layout.prefix
         self.register_buffer("before", torch.tensor(layout.before), persistent=False)
 
+    before: Tensor
+
     def forward(
         self, features: Tensor, text: Tensor, position: Tensor, visible: Tensor
     ) -> Float[Tensor, "batch text width"]:

@@ -49,4 +49,4 @@ class HidesKeys(Method):
 
         if self.is_off:
             return nullcontext(GenerateOptions())
-        return attending(model, inputs, choose, type(self).notes, self.chosen_layers(model))
+        return attending(model, inputs, choose, self.notes, self.chosen_layers(model))

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,7 +54,7 @@ class Reader:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While open, what the tokens that are read attend to is noted."""
-        watch = {self.model.part(self.model.n_layers - 1, self.model.family.attention): self._watch}
+        watch: dict[Any, Any] = {self.model.part(self.model.n_layers - 1, self.model.family.attention): self._watch}
         with watched(self.model.decoder_configs, watch):
             yield
 
