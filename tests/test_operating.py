@@ -55,6 +55,15 @@ def test_what_is_named_twice_counts_once_and_what_nobody_knows_is_no_number():
     assert "greedy  -   -" in str(nothing_absent)
 
 
+def test_a_study_tells_whether_random_heads_do_harm():
+    truths, fine = ["ab", "bc", "cd", "da"], ["ab", "bc", "cd", "da"]
+    harmed = study({"greedy": fine, "random-heads:alpha=2": ["abc", "bcd", "cda", "dab"]}, truths)
+    assert "gate, random-heads:alpha=2: CHAIR_S +100.0 [+100.0, +100.0]" in str(harmed)
+    assert "these heads do harm" in str(harmed)
+    assert "no harm is seen" in str(study({"greedy": fine, "random-heads": fine}, truths))
+    assert "gate" not in str(study({"greedy": fine, "vhr": fine}, truths))
+
+
 def test_points_of_the_curve_are_no_methods_and_do_not_widen_the_vocabulary():
     said = {name: ["abz", "bz"] for name in POINTS}
     found = study({"greedy": ["ab", "b"]}, ["ab", "b"], said)

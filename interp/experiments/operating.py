@@ -19,7 +19,7 @@ from interp.models import LVLM
 
 Knob = Literal["stopping", "naming"]
 
-BIASES = (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+BIASES = (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0)
 """Nats on what is biased, fixed for all models; greedy is the point at 0."""
 
 

@@ -94,16 +94,8 @@ class Summary:
             if chosen.overlap is not None
         ]
         curve = [] if self.curve is None else _curve_lines(self.curve)
-        lines = [
-            *_table(self),
-            "",
-            *_detection(self),
-            "",
-            *curve,
-            *shared,
-            *([""] if shared else []),
-            *t_vhd_lines(self.t_vhd),
-        ]
+        lines = [*_table(self), "", *_detection(self), "", *_gate(self), *curve]
+        lines += [*shared, *([""] if shared else []), *t_vhd_lines(self.t_vhd)]
         if self.failures:
             lines += ["", f"{self.failures} captions failed ({self.out / 'failures.jsonl'}): the table is of the other"]
             lines[-1] += f" {len(self.image_ids)} images; run again to try them once more"
