@@ -23,7 +23,7 @@ from interp.testbed import WEIGHTS
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "trust_remote_code")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Not float64: eager attention of transformers 5.24 gives NaN there in padded rows (its mask overflows in softmax)."""
+"""Not float64: with padding, the doctor sees NaN from transformers 5.24's eager attention there."""
 
 
 def _known_device(name: str) -> torch.device:
