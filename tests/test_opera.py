@@ -42,7 +42,7 @@ def test_the_way_back_takes_another_token(model, inputs):
 def test_what_does_not_fit_is_refused(model, inputs):
     with pytest.raises(ValueError, match="at least as many candidates as beams"):
         OPERA(num_beams=5, candidates=3)
-    with pytest.raises(ValueError, match="sigma above 0"):
+    with pytest.raises(ValueError, match="sigma of OPERA is a number above 0"):
         OPERA(sigma=0.0)
     with OPERA()(model), pytest.raises(ValueError, match="neither num_beams nor do_sample"):
         model.generate(inputs, num_beams=2, max_new_tokens=2)
