@@ -131,7 +131,7 @@ def pooled_rates(totals: Float[np.ndarray, "*resample 7"], n: int) -> dict[str, 
     """CHAIR, Cover, Hal and Cog as the script has them, from sums of `pooled_counts` and of whether one is wrong."""
     mentions, wrong, covered, true, imagined, annotated, bad = np.moveaxis(np.asarray(totals, dtype=float), -1, 0)
     shares = {"chair": (wrong, mentions), "cover": (covered, true), "hal": (bad, n), "cog": (imagined, annotated)}
-    return {name: 100 * np.asarray(part / np.maximum(whole, 1)) for name, (part, whole) in shares.items()}
+    return {name: np.asarray(100 * part / np.maximum(whole, 1)) for name, (part, whole) in shares.items()}
 
 
 def amber(table: Float[np.ndarray, "response 4"]) -> Amber:
