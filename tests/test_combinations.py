@@ -37,7 +37,7 @@ def test_every_pair_acts_or_is_refused_in_one_line(model, two):
     assert markdown(found).count("\n") > n
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "greedy"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("greedy", "stop-bias")])
 def test_a_pass_of_another_is_left_alone_unless_it_is_named(name, model, two):
     method = named_methods(model)[name]
 
@@ -96,7 +96,8 @@ def test_vhr_with_vcd_equals_two_edited_passes_a_step(model, two):
 
 
 def test_vasparse_with_vhr_equals_one_edited_pass(pictures):
-    model = load("testbed", dtype="float64", check=False)  # so that a key at the edge of the kept ones is no accident
+    model = load("testbed", check=False)
+    model.hf.double()  # so that a key at the edge of the kept ones is no accident
     two = model.inputs(pictures[:2], PROMPT)
     vasparse, vhr = VASparse(alpha=0, keep=0.6, scope="all", dropped="discard"), VHR()
     native = []
@@ -112,7 +113,7 @@ def test_vasparse_with_vhr_equals_one_edited_pass(pictures):
     logits = run_with_edits(model, two.extended(written), edits, keep=9)[:, :-1]
     found = torch.stack(native, 1)
     finite = found.isfinite()
-    torch.testing.assert_close(found[finite], logits[finite], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[finite], logits[finite].float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("search", ["beams:num_beams=3", "opera:num_beams=2:candidates=2"])

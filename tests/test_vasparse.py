@@ -127,7 +127,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 )
 def test_native_steps_equal_the_equations(pictures, settings):
     """Penalty and selection of a whole caption in one edited pass give the logits of the native steps."""
-    model = load("testbed", dtype="float64", check=False)  # so that a key at the edge of the kept ones is no accident
+    model = load("testbed", check=False)
+    model.hf.double()  # so that a key at the edge of the kept ones is no accident
     inputs = model.inputs(pictures[:2], ["Please describe this image in detail.", "Describe this image."])
     method = VASparse(alpha=0, dropped="discard", **settings)
     native: list[Tensor] = []

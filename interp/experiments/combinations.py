@@ -25,7 +25,7 @@ from interp.models import LVLM, Inputs, load
 
 STRONG = {
     "beams": "beams:num_beams=2",
-    "sampling": "sampling:temperature=2:seed=1",
+    "sampling": "sampling:temperature=10:seed=1",
     "edit": "edit:heads=L1H1+L2H2+L3H3:op=zero",
     "vasparse": "vasparse:keep=0.5:scope=all",
     "m3id": "m3id:gamma=0.5:confidence=1",

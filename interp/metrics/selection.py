@@ -18,7 +18,7 @@ def top_mask(
 
     `total` defaults to the number in scope.
     """
-    number = (keep * (scope.sum(-1, keepdim=True) if total is None else total) - 1e-9).ceil()
+    number = (keep * (scope.sum(-1, keepdim=True) if total is None else total).double() - 1e-9).ceil()
     order = delta.masked_fill(~scope, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return (order.argsort(dim=-1) < number) & scope
 
