@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from PIL import Image
 
 from interp.evaluate.objects import ObjectParser
 from interp.metrics.ranking import auroc
-from interp.testbed.draw import draw
 from interp.testbed.language import CAPTION_PROMPTS, article
-from interp.testbed.score import describe, habit, judge
+from interp.testbed.score import describe, habit, judge, picture
 from interp.testbed.world import ANCHOR_OF, PARTNER_OF, Kind, Scene, Split, scene
 
 
@@ -50,7 +48,7 @@ def _surprise(
     """-log P(`name` next) after each text with its picture."""
     opening = _prompt(processor)
     space = "" if opening.endswith("\n") else " "
-    images = [Image.fromarray(draw(s)) for s in scenes]
+    images = [picture(s) for s in scenes]
     end = len(processor.tokenizer.encode(" " + name, add_special_tokens=False))
     texts = [f"{opening}{space}{text} {name}" for text in told]
     inputs = processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
@@ -91,7 +89,7 @@ def _residual(model: Any, processor: Any, scenes: Sequence[Scene]) -> Float[np.n
     """Mean residual stream over the image tokens, after each layer."""
     rows = []
     for start in range(0, len(scenes), 50):
-        images = [Image.fromarray(draw(s)) for s in scenes[start : start + 50]]
+        images = [picture(s) for s in scenes[start : start + 50]]
         inputs = processor(images=images, text=[_prompt(processor)] * len(images), return_tensors="pt").to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         seen = inputs["input_ids"][0] == model.config.image_token_id

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,9 @@ class Question:
         return ask_presence(self.category, self.present).prompt
 
 
-def _pixels(s: Scene) -> Image.Image:
+@lru_cache(maxsize=2000)  # several questions are asked about one picture
+def picture(s: Scene) -> Image.Image:
+    """The scene's picture."""
     return Image.fromarray(draw(s))
 
 
@@ -76,7 +78,7 @@ def describe(
     title: str = "captions",
 ) -> list[str]:
     """A caption of each scene (of other `images`, if given)."""
-    images = [_pixels(s) for s in scenes] if images is None else images
+    images = [picture(s) for s in scenes] if images is None else images
     prompts = [CAPTION_PROMPTS[0]] * len(scenes)
     return list(tqdm(answer(model, processor, images, prompts, 128), total=len(scenes), desc=title, unit="image"))
 
@@ -118,7 +120,7 @@ def ask(
     model: Any, processor: Any, kind: Kind, split: Split, questions: Sequence[Question], title: str, seed: int = 0
 ) -> Pope:
     """POPE of the model on questions about scenes of a split."""
-    images = [_pixels(scene(kind, split, q.index, seed)) for q in questions]
+    images = [picture(scene(kind, split, q.index, seed)) for q in questions]
     said = tqdm(
         answer(model, processor, images, [q.text for q in questions], 4),
         total=len(questions),
@@ -216,7 +218,7 @@ def first_token_sink(model: Any, processor: Any, split: Split = "dev", n: int = 
         s, rng = scene("biased", split, index, seed), np.random.default_rng([seed, 6, index])
         told = " ".join(caption(s, rng).text for _ in range(3))
         text = processor.tokenizer(first + told, return_tensors="pt").input_ids[:, :64]
-        pictured = processor(images=[_pixels(s)], text=[first + processor.image_token + told], return_tensors="pt")
+        pictured = processor(images=[picture(s)], text=[first + processor.image_token + told], return_tensors="pt")
         for name, inputs in (("text", {"input_ids": text}), ("image", dict(pictured))):
             inputs = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
             maps = model(**inputs, output_attentions=True).attentions
@@ -258,7 +260,7 @@ def examine(
         }
     figures["faint"] = told(model, processor, "faint", split, n, seed)
     scenes = [scene("biased", split, i, seed) for i in range(n)]
-    moved = [_pixels(s) for s in scenes[1:] + scenes[:1]]
+    moved = [picture(s) for s in scenes[1:] + scenes[:1]]
     figures["shuffled_recall"] = judge(
         describe(model, processor, scenes, moved, "shuffled captions"), scenes, ObjectParser.coco()
     ).chair.recall
