@@ -202,7 +202,7 @@ def test_methods_that_cannot_be_combined_are_refused(model, inputs):
         ("vhr:alpha=inf", "got inf"),
         ("vhr:alpha=2:alpha=3", "alpha is given twice"),
         ("edit:heads=L0H0:factor=nan", "factor of EditHeads"),
-        ("edit:heads=" + "+".join(f"L{i}H0" for i in range(100)), "at most 200 characters"),
+        ("edit:heads=" + "+".join(f"L{i}H0" for i in range(100)), "at most 220 characters"),
         ("dola:plausibility=0", "plausibility of DoLa is a number above 0"),
         ("beams:num_beams=0", "num_beams of Beams is a whole number of at least 1"),
         ("beams:num_beams=2.5", "num_beams of Beams is a whole number"),
