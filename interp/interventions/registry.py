@@ -29,7 +29,7 @@ from interp.interventions.methods.vcd import VCD
 from interp.interventions.methods.vhr import VHR
 from interp.plugins import brought, registered, split_path
 
-LONGEST = 240
+LONGEST = 230
 """Characters of a method's name with its settings: files and table rows are named after it."""
 
 
