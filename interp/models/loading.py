@@ -204,7 +204,9 @@ def _opened(name: str, part: str, read: Callable[[], Any]) -> Any:
         raise ValueError(f"loading {name!r} needs a package that is not installed: {reason}") from error
     except Exception as error:  # files of any origin, read by several libraries: what they raise has no common type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if not isinstance(error, OSError | ValueError):
+        if isinstance(error, AttributeError | TypeError | LookupError):  # their words are of a library's code
+            reason = f"Its reader fails with {type(error).__name__}"
+        elif not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"cannot load the model {name!r}: {_expected(name, part)} {reason}") from error
 
