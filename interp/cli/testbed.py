@@ -30,7 +30,7 @@ def at_least_one(**values: int | None) -> None:
 
 
 SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 6000, "testbed-smollm2": 4800}
-"""The bundled models, and how many training scenes each was made from."""
+"""The models that can be made, and how many training scenes each is made from."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Train:
     out: str = "runs/testbed"
     """Folder of pictures' features, checkpoints and the trained model."""
     recipe: Literal["testbed", "testbed-sink", "testbed-prior", "testbed-smollm2"] = "testbed"
-    """Which of the bundled models to train; the last two get the tower of `testbed`."""
+    """Which model to train; the last two get the tower of `testbed`."""
     steps: int | None = None
     """Steps on pictures; the recipe's if None."""
     tower_steps: int | None = None
