@@ -67,6 +67,22 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position.",
             ("interp detect runs/DIR", "interp detect runs/DIR --out figures/detector"),
         ),
+        "score": Command(
+            "interp.cli.inspecting:Score",
+            "Score the captions of a study with a function of your own.",
+            (
+                "interp score runs/first --score mypackage.scores:n_colours",
+                "interp score runs/first --score mypackage.scores:n_colours --out runs/scores",
+            ),
+        ),
+        "direction": Command(
+            "interp.cli.inspecting:MakeDirection",
+            "Make a steering vector from what a study wrote.",
+            (
+                "interp direction runs/first --layer 4 --out correct.npz",
+                "interp direction runs/first --layer 4 --of picture --out picture.npz",
+            ),
+        ),
         "figures": Command(
             "interp.cli.figures:Figures",
             "Draw the figures of a run again from the numbers saved in its folder.",
