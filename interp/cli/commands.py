@@ -72,7 +72,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Score the captions of a study with a function of your own.",
             (
                 "interp score runs/first --score mypackage.scores:n_colours",
-                "interp score runs/first --score mypackage.scores:n_colours --out runs/scores",
+                "interp score runs/first --score my-score --seed 1",
             ),
         ),
         "direction": Command(
@@ -80,7 +80,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Make a steering vector from what a study wrote.",
             (
                 "interp direction runs/first --layer 4 --out correct.npz",
-                "interp direction runs/first --layer 4 --of picture --out picture.npz",
+                "interp direction runs/first --layer 4 --of pictures --out pictures.npz",
             ),
         ),
         "figures": Command(
