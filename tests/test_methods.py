@@ -270,7 +270,7 @@ def test_every_default_is_shown_as_it_is_written():
     shown = describe_methods()
     assert "random-heads  alpha=2.0 layers=auto" in shown
     controls = [line for line in shown.splitlines() if "Control of VHR" in line]
-    assert len(controls) == 2
+    assert len(controls) == 3
     assert parse_method("dola:layers=") == DoLa(layers=())
     assert parse_method("dola:layers=auto") == DoLa()
 
