@@ -1,5 +1,6 @@
 """One door: a bundled model, a folder, a hub id or a model object, loaded, checked and ready to be looked into."""
 
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,9 @@ def _opened(name: str, part: str, read: Callable[[], Any]) -> Any:
         raise ValueError(f"loading {name!r} needs a package that is not installed: {reason}") from error
     except Exception as error:  # files of any origin, read by several libraries: what they raise has no common type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, AttributeError | TypeError | LookupError):  # their words are of a library's code
+        if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):
+            reason = "A file of it is no JSON in UTF-8"
+        elif isinstance(error, AttributeError | TypeError | LookupError):  # their words are of a library's code
             reason = f"Its reader fails with {type(error).__name__}"
         elif not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"

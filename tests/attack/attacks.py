@@ -220,7 +220,7 @@ def settings() -> Iterator[Attack]:
         "ablate": ("ablate", "--limit", "2", "--heads", "L0H0", "--max-new-tokens", "4"),
         "attention": ("attention", "--limit", "1", "--max-new-tokens", "4"),
         "causal": ("causal", "--limit", "1"),
-        "sinks": ("sinks", "--sequences", "1"),
+        "sinks": ("sinks", "--n", "1"),
         "heads": ("heads", "--image", "{picture}"),
         "overlay": ("overlay", "--image", "{picture}", "--token", "fork"),
     }

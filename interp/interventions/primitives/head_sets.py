@@ -63,6 +63,8 @@ def _map(path: str, by: str, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"{path} ranks heads by {', '.join(known)}, got by={by!r}")
     if maps[by].shape != shape:
         raise ValueError(f"{path} ranks {maps[by].shape} layers and heads, this model has {shape}")
+    if np.isinf(maps[by]).any():
+        raise ValueError(f"{path} has infinite values of {by}; expected a ranking of finite numbers")
     if np.isnan(maps[by]).any():
         raise ValueError(f"{path} has no values of {by}: no such words came up; rank the heads on more images")
     return maps[by]
