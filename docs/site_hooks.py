@@ -22,6 +22,7 @@ PULLED = (
     "LOG.md",
     "CHANGELOG.md",
     "interp/testbed/weights/*/README.md",
+    "figures/combinations.md",
     "figures/**/*.png",
     "notebooks/*.ipynb",
 )
