@@ -14,7 +14,7 @@ from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import ObjectParser
 from interp.models import load
 from interp.testbed import WEIGHTS
-from interp.testbed.batches import Batch, Pool, Sampler, TextSampler, testbed_layout
+from interp.testbed.batches import Batch, Pool, Sampler, TextSampler, layout_of_testbed
 from interp.testbed.build import build_processor
 from interp.testbed.card import write_card
 from interp.testbed.dose import draw_doses, examine_dose, follow
@@ -208,7 +208,7 @@ def test_a_branch_of_a_training_batch_is_what_the_model_meets_in_use(random_mode
     with torch.no_grad():
         hidden = hf.model.vision_tower(pixel_values=pixels(torch.from_numpy(picture)[None]), output_hidden_states=True)
         pool = Pool(hidden.hidden_states[-2][:, 1:].numpy(), (("train", 1),), seed=0)
-        layout = testbed_layout(tokenizer)
+        layout = layout_of_testbed(tokenizer)
         sampler = Sampler(tokenizer, pool, layout, batch=1, seed=0)
         batch = next(b for b in map(sampler, range(40)) if (b.position[0, 65:] == 1).any())  # one has a blind branch
         task = LanguageTask(hf, layout)
@@ -231,7 +231,7 @@ def test_a_branch_of_a_training_batch_is_what_the_model_meets_in_use(random_mode
 
 def test_a_batch_depends_on_its_step_only(random_model):
     pool = Pool(np.zeros((10, 64, 128), dtype=np.float16), (("train", 6), ("unbiased", 4)), seed=0)
-    layout = testbed_layout(random_model.tokenizer)
+    layout = layout_of_testbed(random_model.tokenizer)
     first, again = (Sampler(random_model.tokenizer, pool, layout, batch=2, seed=3)(5) for _ in range(2))
     assert torch.equal(first.text, again.text)
     assert torch.equal(first.weight, again.weight)
@@ -389,7 +389,7 @@ def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monke
 
 def test_a_text_batch_has_no_picture_and_only_captions(random_model):
     tokenizer = random_model.tokenizer
-    batch = TextSampler(tokenizer, "train", testbed_layout(tokenizer), batch=2, seed=0)(0)
+    batch = TextSampler(tokenizer, "train", layout_of_testbed(tokenizer), batch=2, seed=0)(0)
     assert batch.features.shape == (2, 0, 128)
     assert batch.visible.shape[-1] == 1 + batch.text.shape[1]
     told = tokenizer.decode(batch.text[0]).split("</s>")[0].split(" ASSISTANT:")[1]

@@ -48,7 +48,7 @@ class Layout:
         return len(self.before) + self.image_tokens
 
 
-def testbed_layout(tokenizer: Any) -> Layout:
+def layout_of_testbed(tokenizer: Any) -> Layout:
     """The layout of the testbed's own chat template."""
     return Layout((tokenizer.bos_token_id,), prompt_text)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from interp.testbed import WEIGHTS
-from interp.testbed.batches import Pool, Sampler, TextSampler, testbed_layout
+from interp.testbed.batches import Pool, Sampler, TextSampler, layout_of_testbed
 from interp.testbed.build import build_config, build_model
 from interp.testbed.projector import shipped_tower, warm_start
 from interp.testbed.steps import LanguageTask, Run, Schedule, kept, ready_to_train, run_steps, trained
@@ -71,7 +71,7 @@ def start(processor: Any, recipe: PriorRecipe, seed: int) -> Any:
 def train_text(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, run: Run) -> float:
     """Train the decoder on captions of the habitual world alone; returns seconds."""
     model.model.multi_modal_projector.requires_grad_(False)
-    sampler = TextSampler(tokenizer, "train", testbed_layout(tokenizer), recipe.text.batch, run.seed)
+    sampler = TextSampler(tokenizer, "train", layout_of_testbed(tokenizer), recipe.text.batch, run.seed)
     ready_to_train(model, recipe.text, run.device)
     seconds = run_steps(LanguageTask(model, sampler.layout), sampler, recipe.text, out / f"{name}-text.pt", run)
     model.model.multi_modal_projector.requires_grad_(True)
@@ -83,7 +83,7 @@ def tune(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, 
     tower = model.model.vision_tower.eval()
     features = store_features(tower, out, "unbiased", scenes=run.scenes, seed=run.seed, device=run.device)
     pool = Pool(features, (("unbiased", run.scenes),), run.seed, told="train")
-    layout = replace(testbed_layout(tokenizer), blind=recipe.told)
+    layout = replace(layout_of_testbed(tokenizer), blind=recipe.told)
     error = warm_start(model, tokenizer, pool, steps=recipe.warm_start_steps)
     sampler = Sampler(tokenizer, pool, layout, recipe.tuning.batch, run.seed)
     ready_to_train(model, recipe.tuning, run.device)
@@ -105,7 +105,7 @@ def at_dose(out: Path, name: str, processor: Any, recipe: PriorRecipe, dose: int
     if not path.exists():
         raise ValueError(f"no weights were kept at a dose of {dose} steps: {path} is missing")
     model = start(processor, recipe, 0)
-    task = LanguageTask(model, testbed_layout(processor.tokenizer))
+    task = LanguageTask(model, layout_of_testbed(processor.tokenizer))
     weights = {key: w.float() for key, w in load_file(path).items()}
     assert trained(task).keys() == weights.keys()
     task.load_state_dict(weights, strict=False)

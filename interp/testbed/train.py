@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from interp.testbed.batches import Pool, Sampler, testbed_layout
+from interp.testbed.batches import Pool, Sampler, layout_of_testbed
 from interp.testbed.build import build_config, build_model, build_processor
 from interp.testbed.score import first_token_sink
 from interp.testbed.steps import LanguageTask, Run, Schedule, ready_to_train, run_steps
@@ -134,7 +134,7 @@ def train(out: Path, name: str, recipe: Recipe, run: Run) -> Path:
     model = _initial_model(processor, tower, recipe, run.seed)
     sink_at_start = first_token_sink(model, processor, seed=run.seed)
     ready_to_train(model, recipe, run.device)
-    layout = testbed_layout(processor.tokenizer)
+    layout = layout_of_testbed(processor.tokenizer)
     sampler = Sampler(
         processor.tokenizer, Pool(features, (("train", run.scenes),), run.seed), layout, recipe.batch, run.seed
     )
