@@ -248,6 +248,7 @@ def test_ablate_and_sweep_commands(tmp_path, capsys):
         (["sweep", "--methods", "vhr:alpha=2", "--vary", "alpha=1,3"], "sets alpha, which is varied"),
         (["causal", "--dtype", "foo"], "dtype is float32, bfloat16, float16 or auto"),
         (["causal", "--seed", "-1"], "seed is a number of at least 0"),
+        (["causal", "--seed", str(2**70)], "seed is a number below 2^63"),
         (["causal", "--device", "cuda", "--device-map", "auto"], "device_map places the model; leave out device"),
         (["sweep", "--methods", "vcd", "--vary", "keep=1"], "vcd has none of the varied parameters keep"),
         (["causal", "--limit", "0"], "limit is a number of at least 1"),

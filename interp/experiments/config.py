@@ -68,6 +68,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least(1, limit=self.limit)
         at_least(0, seed=self.seed)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is a number below 2^63, got {self.seed}")
 
 
 @dataclass(frozen=True)
