@@ -62,6 +62,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp attention --model testbed-sink --limit 50 --out runs/attention-sink",
             ),
         ),
+        "claims": Command(
+            "interp.cli.reporting:Claims",
+            "Measure every claim of the three papers on a model: values, intervals, verdicts.",
+            (
+                "interp claims --limit 50 --out runs/claims",
+                "interp claims --matrix figures/claims/testbed figures/claims/testbed-sink",
+            ),
+        ),
         "detect": Command(
             "interp.cli.inspecting:Detect",
             "Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position.",

@@ -267,6 +267,14 @@ def summarised(
     )
 
 
+def versus(records: Sequence[CaptionRecord], ours: str, theirs: str, seed: int = 0) -> dict[str, Interval]:
+    """Each rate of one method minus another's on the same images, with its paired interval."""
+    common = common_images(records, [ours, theirs])
+    both = [_in_order(records, common, name) for name in (ours, theirs)]
+    vocabulary = _vocabulary([*both[0], *both[1]])
+    return differences(_counts(vocabulary, both[0]), _counts(vocabulary, both[1]), _rates, seed=seed)
+
+
 def _traced(words: Sequence[WordRecord]) -> list[WordRecord]:
     return [w for w in words if w.t_vhd is not None]
 
