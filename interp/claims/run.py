@@ -13,7 +13,6 @@ from interp.experiments.config import HUNDRED, DataConfig, ExperimentConfig, Run
 from interp.experiments.engine import Run
 from interp.experiments.setup import Setup
 
-
 FIFTY_AT_ONCE = RunConfig(batch_size=50)
 
 

@@ -91,6 +91,11 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp direction runs/first --layer 4 --of pictures --out pictures.npz",
             ),
         ),
+        "report": Command(
+            "interp.cli.reporting:Report",
+            "Write a run as one HTML file: tables, figures, and its captions, token by token.",
+            ("interp report runs/first", "interp report runs/first --look 0 --out first.html"),
+        ),
         "figures": Command(
             "interp.cli.figures:Figures",
             "Draw the figures of a run again from the numbers saved in its folder.",

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from interp.claims.run import ClaimsConfig, run_claims
 from interp.claims.table import matrix
 from interp.cli.options import TESTBED, Unchecked, UncheckedData, UncheckedModel, UncheckedRun, checked, flat
 from interp.cli.running import shown
+from interp.report.page import ReportConfig, write_report
 
 _CLAIMS_DATA, _CLAIMS_RUN = UncheckedData(**vars(ClaimsConfig.data)), UncheckedRun(**vars(ClaimsConfig.run))
 
@@ -31,3 +34,18 @@ class Claims(Unchecked, ClaimsConfig):
             print(matrix([Path(folder) for folder in self.matrix]), end="")
             return 0
         return shown(run_claims(checked(self, ClaimsConfig)))
+
+
+@dataclass(frozen=True)
+class Report(Unchecked, ReportConfig):
+    """Write a run as one HTML file that needs no server and no network: tables, figures, captions to look through.
+
+    A click on a token of a caption shows its heads and where on the picture they look; for that the model is loaded.
+    """
+
+    run: Positional[str]
+    """Folder of a run; captions are shown of runs of interp study."""
+
+    def __call__(self) -> None:
+        """Write it."""
+        print(write_report(checked(self, ReportConfig)))
