@@ -34,7 +34,7 @@ def picture_uri(image: Image.Image) -> str:
 
 
 def parts_of(record: CaptionRecord) -> list[tuple[int, int, int]]:
-    """A caption in stretches: one a token where the record knows the tokens' ends, else its object words and the rest."""
+    """A caption in stretches: one a token where the record has the tokens' ends, else its object words and the rest."""
     text = record.caption
     if record.ends is not None:
         starts = [0, *record.ends[:-1]]
@@ -69,6 +69,7 @@ class Look:
     def as_json(self) -> dict[str, Any]:
         """Maps as bytes in base64, each scaled so that its largest cell is 255; `most` are those cells' shares."""
         found: dict[str, Any] = {
+            "top": self.heads.shape[1],
             "heads": self.heads.reshape(-1).tolist(),
             "vhd": np.round(self.vhd, 2).reshape(-1).tolist(),
             "mass": np.round(self.mass, 3).reshape(-1).tolist(),

@@ -57,7 +57,7 @@
   };
 
   const heads = (card, caption, token) => {
-    const look = caption.look, top = look.heads.length / 2 / Math.max(...caption.parts.map(p => p[2] + 1));
+    const look = caption.look, top = look.top;
     const list = make("ul", { className: "heads" }), canvas = card.querySelector("canvas");
     const choose = (button, entry) => {
       list.querySelectorAll("button").forEach(b => b.setAttribute("aria-pressed", String(b === button)));
