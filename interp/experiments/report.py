@@ -99,7 +99,8 @@ class Summary:
         if self.failures:
             lines += ["", f"{self.failures} captions failed ({self.out / 'failures.jsonl'}): the table is of the other"]
             lines[-1] += f" {len(self.image_ids)} images; run again to try them once more"
-        return "\n".join([*lines, "", f"results: {self.out}"])
+        look = f"the captions, to look through: interp report {self.out}"
+        return "\n".join([*lines, "", f"results: {self.out}", look])
 
 
 def without_nan(value: Any) -> Any:

@@ -45,7 +45,7 @@
     canvas.width = columns;
     canvas.height = rows;
     const pixels = context.createImageData(columns, rows);
-    for (let i = 0; i < rows * columns; i++) pixels.data[4 * i + 3] = 0.85 * (255 - cells[entry * rows * columns + i]);
+    for (let i = 0; i < rows * columns; i++) pixels.data[4 * i + 3] = 0.7 * (255 - cells[entry * rows * columns + i]);
     context.putImageData(pixels, 0, 0);
   };
 
@@ -99,7 +99,7 @@
     line.setAttribute("aria-label", `caption by ${method}`);
     for (const [start, end, token] of caption.parts) {
       const text = caption.text.slice(start, end), object = caption.objects.find(o => o[0] < end && start < o[1]);
-      const node = make(token < 0 ? "span" : "button", { className: "token", textContent: text });
+      const node = make("span", { className: "token", textContent: text });  // buttons would break lines inside words
       const said = [text.trim()];
       if (object) {
         node.classList.add(object[2] ? "wrong" : "right");
@@ -107,8 +107,8 @@
         said.push(object[2] ? `${object[3]}, hallucinated` : `${object[3]}, in the picture`);
       }
       if (token >= 0) {
-        node.type = "button";
-        node.tabIndex = line.querySelector("button") ? -1 : 0;
+        node.setAttribute("role", "button");
+        node.tabIndex = line.querySelector("[role=button]") ? -1 : 0;
         node.setAttribute("aria-pressed", "false");
         if (caption.t && caption.t[token] !== undefined) {
           node.style.backgroundColor = colour(caption.t[token]);
@@ -122,7 +122,12 @@
       line.append(node);
     }
     line.addEventListener("keydown", event => {
-      const all = [...line.querySelectorAll("button")], i = all.indexOf(document.activeElement);
+      const all = [...line.querySelectorAll("[role=button]")], i = all.indexOf(document.activeElement);
+      if (i >= 0 && (event.key === "Enter" || event.key === " ")) {
+        event.preventDefault();
+        all[i].click();
+        return;
+      }
       const to = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: all.length - 1 }[event.key];
       if (i < 0 || to === undefined || !all[to]) return;
       event.preventDefault();
