@@ -1,5 +1,7 @@
 """Fixtures: the bundled model, a random one of another shape, and scenes."""
 
+import shutil
+
 import huggingface_hub.constants
 import pytest
 import torch
@@ -44,3 +46,17 @@ def pictures() -> list[Image.Image]:
 def inputs(model: LVLM, pictures: list[Image.Image]) -> Inputs:
     """The pictures with prompts of different lengths, so that rows are padded."""
     return model.inputs(pictures, [PROMPT, "Is there a fork in the image?", PROMPT, "Describe this image."])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium that is installed; playwright downloads none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    programs = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    program = next((found for found in programs if found), None)
+    if program is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -16,10 +16,11 @@ from interp.evaluate.objects import ObjectParser
 from interp.experiments.records import CaptionRecord, MentionRecord, to_json
 from interp.models.layout import Piece
 from interp.report.content import Look, captions_data, parts_of
-from interp.report.looks import coarse, look_into
-from interp.report.page import ReportConfig, rendered, write_report
+from interp.report.looks import look_into
+from interp.report.page import ReportConfig, fitting, rendered, write_report
 from interp.report.tables import study_tables
 from interp.trace.divergence import token_vhd
+from interp.views.overlay import coarse
 
 ROOT = Path(__file__).parent.parent
 NASTY = "A <script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> cat & a </script>dog."
@@ -153,20 +154,6 @@ def test_fine_grids_are_added_up():
     np.testing.assert_allclose(coarse(tiles, np.arange(8.0)), [[0, 1, 4, 5], [2, 3, 6, 7]])
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    program = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-    )
-    if program is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser, folder, tmp_path):
     """The page of the run by hand with a look into image 0, open; it must not complain."""
@@ -174,7 +161,7 @@ def page(browser, folder, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(rendered("run", {"model": "m"}, [], [("vhd", PIXEL)], data, "note"), encoding="utf-8")
     opened, complaints = browser.new_page(viewport={"width": 1000, "height": 800}), []
-    opened.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     opened.on("pageerror", lambda e: complaints.append(str(e)))
     opened.goto(path.as_uri())
     yield opened
@@ -244,7 +231,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page):
 
 
 def test_five_hundred_images_with_four_methods_open_at_once(browser, tmp_path):
-    look, ends = a_look(45), list(range(4, 184, 4))
+    look, ends = a_look(45, side=8), list(range(4, 184, 4))
     text, truth = "abc " * 46, ("cat", "dog")
     dog = MentionRecord("dog", "abc", True, 4, 7, 1, 1)
     shared: dict[str, Any] = {"caption": text, "mentions": (dog,), "truth": truth, "n_tokens": 45, "seconds": 0.1}

@@ -5,32 +5,14 @@ Keys are short, for there may be thousands of captions.  `parts` cut a text into
 """
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from interp.experiments.compared import BASELINE
 from interp.experiments.records import CaptionRecord, ItemId
-
-SIDE = 160
-"""Pixels of the longer side of a picture on the page."""
-
-
-def picture_uri(image: Image.Image) -> str:
-    """A picture as a data URI: shrunk, and as PNG or JPEG, whichever is smaller."""
-    small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
-    found = []
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 80, "optimize": True})):
-        file = io.BytesIO()
-        small.save(file, kind, **options)
-        found.append((len(file.getvalue()), kind, file.getvalue()))
-    _, kind, content = min(found)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def parts_of(record: CaptionRecord) -> list[tuple[int, int, int]]:

@@ -14,22 +14,10 @@ from interp.experiments.records import CaptionRecord, ItemId
 from interp.experiments.written import WrittenRun
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Inputs, read
-from interp.models.layout import Piece, layout
+from interp.models.layout import layout
 from interp.report.content import Look
 from interp.trace.divergence import token_vhd
-from interp.views.overlay import spread
-
-FINEST = 12
-"""Rows and columns of a map at most; finer grids of image tokens are added up."""
-
-
-def coarse(pieces: Sequence[Piece], attention: np.ndarray) -> np.ndarray:
-    """The attention of tokens as a grid over the picture, of at most `FINEST` rows and columns; its sum is kept."""
-    rows = max(round(p.tokens.shape[0] / (p.box[3] - p.box[1])) for p in pieces)
-    columns = max(round(p.tokens.shape[1] / (p.box[2] - p.box[0])) for p in pieces)
-    fine = spread(pieces, attention, (columns, rows))
-    edges = [np.linspace(0, n, min(n, FINEST) + 1).round().astype(int)[:-1] for n in (rows, columns)]
-    return np.add.reduceat(np.add.reduceat(fine, edges[0], axis=0), edges[1], axis=1)
+from interp.views.overlay import coarse
 
 
 def look_into(model: LVLM, inputs: Inputs, captions: Sequence[torch.Tensor], top: int, top_k: int) -> list[Look]:

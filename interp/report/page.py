@@ -17,12 +17,15 @@ from interp.experiments.manifest import read_manifest
 from interp.experiments.records import CaptionRecord, ItemId, read_records
 from interp.experiments.written import WrittenRun
 from interp.folder import write_text
+from interp.pictures import picture_uri
 from interp.plots.names import readable
-from interp.report.content import Look, captions_data, disagreeing_first, picture_uri
+from interp.report.content import Look, captions_data, disagreeing_first
 from interp.report.looks import looks_of
 from interp.report.tables import Table, study_tables
 
 TEMPLATE = "template"
+SIDE = 160
+"""Pixels of the longer side of a picture on the page."""
 MAPS = 18_000_000
 """Bytes that maps may take, so that the file stays below 30 MB."""
 SETTINGS = {
@@ -88,7 +91,7 @@ def write_report(config: ReportConfig) -> Report:
         pictures, missing = _pictures(run, records)
         chosen = [i for i in disagreeing_first(records) if i in pictures][: config.look]
         if chosen:
-            looks = _fitting(looks_of(run.load(config.device), run, records, chosen, config.top, manifest["top_k"]))
+            looks = fitting(looks_of(run.load(config.device), run, records, chosen, config.top, manifest["top_k"]))
         note = missing or _told(len({i for i, _ in looks}), len(pictures), config.look)
         data = captions_data(records, pictures, looks, manifest.get("top_k"))
     path = Path(config.out) if config.out else folder / "report.html"
@@ -117,11 +120,11 @@ def _pictures(run: WrittenRun, records: Sequence[CaptionRecord]) -> tuple[dict[I
         return {}, f"the pictures are left out, and heads are not looked into, for the data cannot be opened: {error}"
     for i in dict.fromkeys(r.image_id for r in records):
         with suppress(ValueError, OSError):  # shown without its picture
-            found[i] = picture_uri(data.load(i).image)
+            found[i] = picture_uri(data.load(i).image, SIDE)
     return found, ""
 
 
-def _fitting(looks: Iterable[tuple[tuple[ItemId, str], Look]]) -> dict[tuple[ItemId, str], Look]:
+def fitting(looks: Iterable[tuple[tuple[ItemId, str], Look]]) -> dict[tuple[ItemId, str], Look]:
     """As many looks as there is room for their maps."""
     found: dict[tuple[ItemId, str], Look] = {}
     total = 0.0
