@@ -145,6 +145,11 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp patch --image photo.png --image-free blank --site resid_post --over position --out patching",
             ),
         ),
+        "lab": Command(
+            "interp.cli.lab:Lab",
+            "Open the notebooks in JupyterLab, in a copy of them.",
+            ("interp lab", "interp lab my-notebooks --copy-only"),
+        ),
         "methods": Command(
             "interp.cli.running:Methods",
             "List every method with its parameters, citation, cost and off setting.",
