@@ -26,7 +26,7 @@ from interp.report.tables import Table, study_tables
 TEMPLATE = "template"
 SIDE = 160
 """Pixels of the longer side of a picture on the page."""
-MAPS = 18_000_000
+MAPS = 15_000_000
 """Bytes that maps may take, so that the file stays below 30 MB."""
 SETTINGS = {
     "experiment": "experiment",

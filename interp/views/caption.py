@@ -21,7 +21,7 @@ from interp.views.markup import figure_png, shade
 WRONG, RIGHT = "3px dashed #b34700", "3px solid #005f99"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CaptionView:
     """A caption: its tokens, T-VHD and probability of each, and which token belongs to an object.
 
@@ -38,6 +38,9 @@ class CaptionView:
 
     def __str__(self) -> str:
         return "".join(self.tokens).strip()
+
+    def __repr__(self) -> str:
+        return f"CaptionView({str(self)!r})"
 
     def _repr_html_(self) -> str:
         """The caption as HTML that needs no script: the numbers are what a pointer over a token shows."""

@@ -11,7 +11,7 @@ from interp import plots
 from interp.views.markup import figure_png, interactive
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadMap:
     """Values `[layer, head]` (nan: not measured), `label` with their unit; `signed`: colours diverge at 0."""
 
@@ -19,6 +19,9 @@ class HeadMap:
     label: str
     title: str
     signed: bool = False
+
+    def __repr__(self) -> str:
+        return f"HeadMap({self.title!r}, {self.values.shape[0]} layers x {self.values.shape[1]} heads)"
 
     def _repr_png_(self) -> bytes:
         """The map as a picture."""

@@ -21,7 +21,7 @@ PANELS = 6
 """Steps of the static picture."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OverlaySteps:
     """Attention over a picture at the step that predicts each token: `maps` sum to `mass`, the share on the picture."""
 
@@ -36,6 +36,9 @@ class OverlaySteps:
         """The steps of the static picture: those that look at the picture's places most unevenly, in order."""
         order = np.argsort(-self.maps.max((1, 2)), kind="stable")[:PANELS]
         return sorted(order.tolist())
+
+    def __repr__(self) -> str:
+        return f"OverlaySteps({self.heads}, {len(self.tokens)} tokens)"
 
     def _repr_png_(self) -> bytes:
         """Some steps side by side."""
