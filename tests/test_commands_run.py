@@ -6,7 +6,6 @@ import pytest
 
 from interp.cli import lab, main
 from interp.cli.lab import shipped_notebooks
-from interp.testbed import WEIGHTS
 
 
 def test_cause_prints_what_words_follow(tmp_path, capsys):
@@ -49,8 +48,8 @@ def test_testbed_evaluate_measures_the_card_s_figures(tmp_path):
         ]
     )
     figures = json.loads((tmp_path / "x.json").read_text())
-    shipped = json.loads((WEIGHTS / "testbed" / "dev.json").read_text())
-    assert set(figures) == set(shipped)
+    assert {"biased", "broken", "faint", "shuffled_recall", "sink_1"} <= set(figures)
+    assert (figures["scenes"], figures["pope_scenes"]) == (2, 1)
 
 
 def test_report_of_a_study(tmp_path, capsys):

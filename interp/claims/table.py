@@ -69,16 +69,23 @@ def table(found: Mapping[str, Found], settings: Mapping[str, Any]) -> str:
         f"# The claims on {settings['model']}",
         "",
         f"`{settings['command']}`: {settings['n_images']} pictures of {settings['data']}, "
-        f"{settings['n_texts']} texts of a kind. Each value with its 95 % interval.",
+        f"{settings['n_texts']} texts of a kind.",
         "",
-        "| claim | where | measured here | paper | verdict | why |",
-        "|---|---|---|---|---|---|",
+        "| claim | where | measured | found here, with 95 % intervals | in the paper | holds if | verdict | why |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for claim in CLAIMS:
         if claim.name in found:
             one = found[claim.name]
             numbers = "<br>".join(f"{n}: {_shown(v)}" for n, v in one.measured.items())
-            cells = (claim.says, f"{claim.citation}, {claim.where}", numbers, claim.paper or "not given")
+            cells = (
+                claim.says,
+                f"{claim.citation}, {claim.where}",
+                claim.measures,
+                numbers,
+                claim.paper or "not given",
+                claim.criterion,
+            )
             lines.append(f"| {' | '.join(cells)} | {one.verdict.outcome} | {one.verdict.why} |")
     return "\n".join(lines) + "\n"
 
