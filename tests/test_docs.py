@@ -67,7 +67,10 @@ def test_a_shown_command_parses(line, capsys):
     assert callable(cli.parse(given))
 
 
-NOT_RUN = {"bench attention": "it measures memory in processes of their own, for many minutes"}
+NOT_RUN = {
+    "bench attention": "it measures memory in processes of their own, for many minutes",
+    "testbed evaluate": "every figure of the card takes long even of two scenes; its parts are tested in test_testbed.py",
+}
 """Commands that are shown and that no test runs, with the reason."""
 
 
