@@ -69,7 +69,7 @@ def test_a_shown_command_parses(line, capsys):
 
 NOT_RUN = {
     "bench attention": "it measures memory in processes of their own, for many minutes",
-    "testbed evaluate": "every figure of the card takes long even of two scenes; its parts are tested in test_testbed.py",
+    "testbed evaluate": "the figures of the card take long even of two scenes; test_testbed.py tests their parts",
 }
 """Commands that are shown and that no test runs, with the reason."""
 
