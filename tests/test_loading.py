@@ -68,6 +68,10 @@ def projection(tensors: dict[str, Any]) -> str:
             r"weights are finite: 1 hold NaN or infinity: model.*o_p",
         ),
         (lambda w: w[projection(w)].view(-1)[:1].fill_(-torch.inf), r"weights are finite: 1 hold NaN or infinity"),
+        (
+            lambda w: w.update({projection(w): w[projection(w)].to(torch.int8)}),
+            r"1 saved as whole numbers: .*o_proj.weight",
+        ),
     ],
 )
 def test_weights_that_are_not_whole_are_refused_by_name(folder, change, message):

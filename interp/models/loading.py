@@ -184,9 +184,20 @@ def _weights_at(path: str, family: Family, options: dict[str, Any]) -> tuple[Any
         "missing from the files": sorted(report["missing_keys"]),
         "of another shape": misshapen,
         "in the files but not in the model": sorted(report["unexpected_keys"]),
+        "saved as whole numbers": [] if hasattr(hf.config, "quantization_config") else _integers(Path(path)),
         "told by transformers": sorted(report["error_msgs"]),
     }
     return hf, tuple(f"{len(keys)} {what}: {_some(keys)}" for what, keys in named.items() if keys)
+
+
+def _integers(folder: Path) -> list[str]:
+    """Weights that the files of a folder hold as integers, which transformers takes for numbers without a word."""
+    found = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            weights = (key for key in opened.keys() if key.endswith((".weight", ".bias")))  # noqa: SIM118 (no dict)
+            found += [key for key in weights if opened.get_slice(key).get_dtype()[0] in "IU"]
+    return found
 
 
 def _some(keys: Collection[str], n: int = 3) -> str:
@@ -202,7 +213,8 @@ def _opened(name: str, part: str, read: Callable[[], Any]) -> Any:
         raise
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"loading {name!r} needs a package that is not installed: {reason}") from error
+        extra = " (pip install 'lvlm-interp[vision]')" if "torchvision" in reason.lower() else ""
+        raise ValueError(f"loading {name!r} needs a package that is not installed{extra}: {reason}") from error
     except Exception as error:  # files of any origin, read by several libraries: what they raise has no common type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):

@@ -348,6 +348,7 @@ def misuses() -> Iterator[Attack]:
     model = interp.load("testbed", check=False)
     picture = material.Image.new("RGB", (96, 96), "red")
     inputs = model.inputs([picture], "Describe.")
+    _state(model, inputs)  # transformers puts hooks of its own at the first pass
     before = _state(model, inputs)
     calls: dict[str, Callable[[], Any]] = {
         "load a number": lambda: interp.load(3),  # pyright: ignore[reportArgumentType]
