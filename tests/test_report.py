@@ -253,3 +253,15 @@ def test_five_hundred_images_with_four_methods_open_at_once(browser, tmp_path):
     spent = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
     assert 0 < spent["TaskDuration"] < 2
     opened.close()
+
+
+def test_a_run_without_captions_has_its_figures(tmp_path):
+    report = write_report(ReportConfig(str(ROOT / "figures" / "attention"), str(tmp_path / "page.html")))
+    page = report.path.read_text(encoding="utf-8")
+    assert page.count("<figure>") == len(list((ROOT / "figures" / "attention").glob("*.png")))
+    assert "No captions in this run: tables and figures only." in page
+    assert "<script" not in page
+    with pytest.raises(ValueError, match="holds no run"):
+        write_report(ReportConfig(str(tmp_path)))
+    with pytest.raises(ValueError, match="look is a number of at least 0"):
+        ReportConfig("x", look=-1)
