@@ -403,7 +403,7 @@ def test_figures_are_drawn_again_from_saved_numbers(tmp_path, capsys):
 
 
 def test_what_a_backend_sets_up_outlives_a_figure_s_style():
-    """A notebook's backend says at its first figure that figures are shown; a figure's style must not take that back."""
+    """A notebook's backend says at its first figure that figures are shown; the style must not take that back."""
     code = (
         "import matplotlib; matplotlib.use('module://matplotlib_inline.backend_inline'); import numpy as np\n"
         "from IPython.core.interactiveshell import InteractiveShell; InteractiveShell.instance()\n"

@@ -1,7 +1,7 @@
 """Running the claims on one model: claim by claim, written as they come, and gone on with where a run stopped."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def claims(setup: Setup, config: ClaimsConfig) -> ClaimsReport:
             found[claim.name] = measured(claim, bench)
             write_found(out, found, settings)
             print(f"{claim.name}: {found[claim.name].verdict.outcome}", file=sys.stderr)
+        write_found(out, found, settings)
         return ClaimsReport(found, settings, out, len(run.failures))
 
 
@@ -102,10 +103,16 @@ def measured(claim: Claim, bench: Bench) -> Found:
 
 def _command(config: ClaimsConfig) -> str:
     """The command that makes these results."""
-    parts: Sequence[str] = [
-        f"interp claims --model {config.model.model}",
-        f"--data {config.data.data}" if config.data.data != DataConfig.data else "",
-        f"--limit {config.data.limit}" if config.data.limit != HUNDRED.limit else "",
-        f"--out {config.run.out}" if config.run.out else "",
-    ]
-    return " ".join(p for p in parts if p)
+    plain = ClaimsConfig()
+    told = {
+        "data": (config.data.data, plain.data.data),
+        "split": (config.data.split, plain.data.split),
+        "limit": (config.data.limit, plain.data.limit),
+        "seed": (config.data.seed, plain.data.seed),
+        "batch-size": (config.run.batch_size, plain.run.batch_size),
+        "max-new-tokens": (config.max_new_tokens, plain.max_new_tokens),
+        "texts": (config.texts, plain.texts),
+        "out": (config.run.out, plain.run.out),
+    }
+    options = [f"--{name} {mine}" for name, (mine, default) in told.items() if mine != default]
+    return " ".join([f"interp claims --model {config.model.model}", *options])

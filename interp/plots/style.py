@@ -23,7 +23,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
 SHARE = (0.0, 100.0)
 """Limits of a share in percent."""
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
