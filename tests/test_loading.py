@@ -210,3 +210,9 @@ def test_stretched_rotary_positions_know_more():
     for rope, limit in ((None, 1024), ({"rope_type": "default"}, 1024), (stretched, 4096), ({"full": stretched}, 4096)):
         assert position_limit(SimpleNamespace(max_position_embeddings=1024, rope_parameters=rope)) == limit
     assert position_limit(SimpleNamespace()) is None
+
+
+def test_an_empty_template_is_refused(folder):
+    (folder / "chat_template.jinja").write_text("")
+    with pytest.raises(ValueError, match="chat template is empty; restore it, or remove it"):
+        load(folder)
