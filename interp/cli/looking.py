@@ -15,6 +15,7 @@ from interp.experiments.setup import open_model
 from interp.experiments.sink_checkpoints import run_checkpoints
 from interp.experiments.sinks import SinksConfig
 from interp.experiments.sinks_report import run_sinks
+from interp.experiments.unsink import UnsinkConfig, run_unsink
 from interp.models import LVLM, Head, diagnose
 from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay
@@ -154,5 +155,20 @@ class Sinks(Unchecked, SinksConfig):
         """Measure and print the table."""
         config = checked(self, SinksConfig)
         print(run_sinks(config) if config.checkpoints is None else run_checkpoints(config))
+        if config.out is not None:
+            print(f"written: {config.out}")
+
+
+@flat
+@dataclass(frozen=True)
+class Unsink(Unchecked, UnsinkConfig):
+    """What a model loses where its sink is masked, drained or penalised, and which heads rest on it."""
+
+    model: UncheckedModel = TESTBED
+
+    def __call__(self) -> None:
+        """Measure and print the table."""
+        config = checked(self, UnsinkConfig)
+        print(run_unsink(config))
         if config.out is not None:
             print(f"written: {config.out}")

@@ -185,7 +185,7 @@ class _Tail:
         return torch.stack(self.found, 1).nanmean(1)
 
 
-def _losses(logits: Tensor, inputs: Inputs) -> Float[Tensor, " batch"]:
+def losses(logits: Float[Tensor, "batch token vocabulary"], inputs: Inputs) -> Float[Tensor, " batch"]:
     """Nats a token, of the tokens whose predecessors are seen."""
     target, real = inputs.input_ids[:, 1:], inputs.attention_mask[:, :-1].float()
     each = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), target, reduction="none")
@@ -194,8 +194,8 @@ def _losses(logits: Tensor, inputs: Inputs) -> Float[Tensor, " batch"]:
 
 def _batch(model: LVLM, inputs: Inputs, eps: float) -> tuple[dict[str, Tensor], list[Any]]:
     """What is known of each sequence of a batch, in one pass, and its tokens."""
-    looking, tail, losses = Looking(inputs), _Tail(inputs), []
-    logits = ("logits", lambda _, x: losses.append(_losses(x, inputs)))
+    looking, tail, lost = Looking(inputs), _Tail(inputs), []
+    logits = ("logits", lambda _, x: lost.append(losses(x, inputs)))
     beside = [*looking.edits.items(), ("attention", tail.watch), logits]
     stats = attention_statistics(model, inputs, with_sparsity=False, beside=beside, keep=None)
     look, sinks = looking.inside, stats.sinks(eps).float()
@@ -206,7 +206,7 @@ def _batch(model: LVLM, inputs: Inputs, eps: float) -> tuple[dict[str, Tensor], 
         "places": sinks[..., :PLACES].mean((1, 2)),
         "eps": torch.stack([stats.sinks(e)[..., 0].float().mean((1, 2)) for e in EPS], -1),
         "received": stats.received[..., 0].mean((1, 2)),
-        "loss": losses[0],
+        "loss": lost[0],
         "hidden": ratio(look.hidden_norm),
         "key": ratio(look.key_norm).mean(-1),
         "value": ratio(look.value_norm).mean(-1),

@@ -13,9 +13,10 @@ from interp.plots.redraw import (
     draw_sinks,
     draw_study,
     draw_sweep,
+    draw_unsink,
     redraw,
 )
-from interp.plots.sinks import layer_profiles, over_steps, sparsity_by_length, two_maps
+from interp.plots.sinks import layer_profiles, mass_against_addition, over_steps, sparsity_by_length, two_maps
 from interp.plots.style import CORRECT, HALLUCINATED, SHARE, limits_of, save
 from interp.plots.sweeps import Curve, dose_curve, sweep_curves
 from interp.plots.words import logit_lens, roc_curve, swap_losses, t_vhd_along, t_vhd_histogram, t_vhd_histograms
@@ -38,10 +39,12 @@ __all__ = [
     "draw_sinks",
     "draw_study",
     "draw_sweep",
+    "draw_unsink",
     "head_heatmap",
     "layer_profiles",
     "limits_of",
     "logit_lens",
+    "mass_against_addition",
     "method_matrix",
     "operating_curve",
     "over_steps",

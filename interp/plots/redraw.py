@@ -14,7 +14,7 @@ from interp.plots.attention import bars, sparsity_curves
 from interp.plots.heads import head_heatmap, predicted_against
 from interp.plots.methods import against_controls, chair_against, operating_curve
 from interp.plots.names import readable, setting, settings_of
-from interp.plots.sinks import layer_profiles, over_steps, sparsity_by_length, two_maps
+from interp.plots.sinks import layer_profiles, mass_against_addition, over_steps, sparsity_by_length, two_maps
 from interp.plots.style import SHARE, limits_of, save
 from interp.plots.sweeps import Curve, sweep_curves
 from interp.plots.words import swap_losses, t_vhd_histograms
@@ -258,10 +258,17 @@ def draw_emergence(out: Path) -> None:
     recipes = _json(out / "emergence.json")["recipes"]
     groups: dict[str, list[str]] = {}
     for name, found in recipes.items():
-        groups.setdefault(found["group"], []).append(name)
+        for group in found["groups"]:
+            groups.setdefault(group, []).append(name)
     for group, names in groups.items():
         measures = {label: {n: _series(recipes[n]["rows"], read) for n in names} for label, read in EMERGENCE.items()}
         save(over_steps(measures), out / f"{group}.png")
+
+
+def draw_unsink(out: Path) -> None:
+    """From `unsink.json` and `heads.npz`: the heads that rest on the first token, and what they add."""
+    heads = _arrays(out / "heads.npz")
+    save(mass_against_addition(heads["mass"], heads["adds"], _json(out / "unsink.json")["model"]), out / "heads.png")
 
 
 RUNS: dict[str, Callable[[Path], None]] = {
@@ -274,6 +281,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "sinks.json": draw_sinks,
     "checkpoints.json": draw_checkpoints,
     "emergence.json": draw_emergence,
+    "unsink.json": draw_unsink,
 }
 """The file that tells what a folder is the run of, and what draws its figures."""
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from interp.plots.heads import heat_map
-from interp.plots.style import HUES, LINES, SHARE, finish, panels, styled
+from interp.plots.style import HUES, LINES, SHARE, finish, new_axes, panels, styled
 
 
 @styled
@@ -102,3 +102,19 @@ def over_steps(
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
     finish(axes)
     return axes
+
+
+@styled
+def mass_against_addition(
+    mass: Float[np.ndarray, "layer head"], adds: Float[np.ndarray, "layer head"], title: str, ax: Axes | None = None
+) -> Axes:
+    """What a head gives to the first token against how much it adds to the residual stream; dark: late layers."""
+    ax = new_axes(ax, 3.6)
+    layers = np.repeat(np.arange(len(mass)), mass.shape[1])
+    dots = ax.scatter(100 * mass.ravel(), adds.ravel(), c=layers, cmap="viridis_r", s=9, linewidth=0)
+    ax.figure.colorbar(dots, ax=ax, label="layer")
+    ax.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
+    ax.set(xlim=SHARE, xlabel="attention to the first token (%)", ylabel="what the head adds (mean head of layer: 1)")
+    ax.set(yscale="log", title=title)
+    finish(ax)
+    return ax

@@ -39,11 +39,12 @@ class DecoderRecipe(Recipe):
     layers: int = 4
     heads: int = 4
     width: int = 64
-    steps: int = 1200
+    steps: int = 300
     batch: int = 8
     lr: float = 3e-3
     weight_decay: float = 0.1
-    warmup: int = 50
+    warmup: int = 20
+    sink_steps: int = 75
     autocast: bool = False
     vocabulary: int = 1024
     length: int = 64
@@ -70,26 +71,43 @@ class DecoderRecipe(Recipe):
         return seen | ((place[:, None] < self.prefix) & (place < self.prefix))
 
 
-PLANTED = DecoderRecipe(sink=True, fixed=1, rope_theta=5e5, lr=2e-3)
-"""The recipe of `testbed-sink`: it plants the beginning of a sink before training."""
-DECODERS: dict[str, DecoderRecipe] = {
-    "softmax": DecoderRecipe(),
-    "sigmoid": DecoderRecipe(kernel="sigmoid"),
-    "sigmoid-normalised": DecoderRecipe(kernel="sigmoid-normalised"),
-    "key-bias": DecoderRecipe(kernel="key-bias"),
-    "sink-logit": DecoderRecipe(kernel="sink-logit"),
-    "low-rate": DecoderRecipe(lr=3e-4),
-    "no-decay": DecoderRecipe(weight_decay=0.0),
-    "strong-decay": DecoderRecipe(weight_decay=0.5),
-    "long": DecoderRecipe(steps=3600),
-    "fixed": DecoderRecipe(fixed=1),
-    "window": DecoderRecipe(window=16),
-    "prefix": DecoderRecipe(prefix=5),
-    "planted": PLANTED,
-    "planted-sigmoid": replace(PLANTED, kernel="sigmoid"),
-    "planted-key-bias": replace(PLANTED, kernel="key-bias"),
-    "planted-sink-logit": replace(PLANTED, kernel="sink-logit"),
+PLANTED = DecoderRecipe(sink=True, fixed=1, rope_theta=5e5)
+"""The recipe of `testbed-sink`: its initialisation and first phase plant a sink on the token that is always first."""
+KERNEL_ONLY: dict[str, dict[str, Any]] = {kernel: {"kernel": kernel} for kernel in KERNELS}
+FACTORS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "low-rate": {"lr": 3e-4},
+    "no-decay": {"weight_decay": 0.0},
+    "strong-decay": {"weight_decay": 0.5},
+    "window": {"window": 16},
+    "prefix": {"prefix": 5},
 }
+USUAL_ONLY: dict[str, dict[str, Any]] = {"long": {"steps": 1200}, "fixed": {"fixed": 1}}
+"""Factors that the planted recipe has, or does not need."""
+GROUPS: dict[str, dict[str, DecoderRecipe]] = {
+    "usual-kernels": {name: DecoderRecipe(**change) for name, change in KERNEL_ONLY.items()},
+    "usual-factors": {name: DecoderRecipe(**change) for name, change in (FACTORS | USUAL_ONLY).items()},
+    "planted-kernels": {f"planted-{name}": replace(PLANTED, **change) for name, change in KERNEL_ONLY.items()},
+    "planted-factors": {f"planted-{name}": replace(PLANTED, **change) for name, change in FACTORS.items()},
+}
+"""Recipes that are compared, by name: the usual and the planted initialisation, each with its kernels and factors."""
+DECODERS: dict[str, DecoderRecipe] = {name: recipe for group in GROUPS.values() for name, recipe in group.items()}
+
+
+def chosen_recipes(listed: str) -> list[str]:
+    """The recipes that a comma-separated list of recipes and groups names, `all` of them; ValueError for others."""
+    found: dict[str, None] = {}
+    for entry in (part.strip() for part in listed.split(",")):
+        names = list(DECODERS) if entry == "all" else list(GROUPS.get(entry, {entry: None}))
+        if not set(names) <= set(DECODERS):
+            raise ValueError(f"recipes are {', '.join(DECODERS)}, groups {', '.join(GROUPS)}, all; got {entry!r}")
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def groups_of(name: str) -> list[str]:
+    """The groups that a recipe is in."""
+    return [group for group, recipes in GROUPS.items() if name in recipes]
 
 
 def build_tokenizer(text: str, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -201,6 +219,11 @@ def prepare(out: Path, vocabulary: int) -> Data:
         made.write_text(json.dumps(settings) + "\n", encoding="utf-8")
     loaded: Any = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
     return Data(loaded, np.load(out / "ids.npy"), settings["text"])
+
+
+def data_of(out: Path) -> dict[str, Any]:
+    """What the trainings in a folder have in common: text and vocabulary."""
+    return json.loads((out / "text.json").read_text(encoding="utf-8"))
 
 
 def train_decoder(out: Path, name: str, recipe: DecoderRecipe, run: Run) -> float:

@@ -134,11 +134,11 @@ def emerge(out: Path, name: str, recipe: DecoderRecipe, n: int = 128, eps: float
 
 def table(found: dict[str, Sequence[Emergence]]) -> str:
     """The last step of each recipe, a line each."""
-    lines = ["recipe               steps   loss            Sink_1   any key   bias   hidden   key  value  row sum"]
+    lines = ["recipe                    steps   loss            Sink_1   any key   bias   hidden   key  value  row sum"]
     for name, rows in found.items():
         r = rows[-1]
         lines.append(
-            f"{name:<20}{r.step:>6}   {r.loss:.3f} +- {r.loss_error:.3f}{r.sink[0]:>7.1f} %{r.sink_any:>8.1f} %"
+            f"{name:<25}{r.step:>6}   {r.loss:.3f} +- {r.loss_error:.3f}{r.sink[0]:>7.1f} %{r.sink_any:>8.1f} %"
             f"{r.sink_bias:>5.1f} %{r.hidden:>8.1f}{r.key:>6.2f}{r.value:>7.2f}{r.row_sum:>9.2f}"
         )
     return "\n".join(lines)
