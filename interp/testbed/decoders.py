@@ -184,7 +184,7 @@ def build_decoder(recipe: DecoderRecipe, seed: int) -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         bos_token_id=0,
         eos_token_id=0,
-        pad_token_id=0,
+        pad_token_id=None,  # a padding token would never be learnt
         tie_word_embeddings=False,
     )
     model: Any = LlamaForCausalLM(config)

@@ -100,23 +100,19 @@ def sequences(
         raise ValueError(f"inputs are of the kinds {', '.join(TEXTS)}, got {kind!r}")
     if first not in FIRST:
         raise ValueError(f"first is one of {', '.join(FIRST)}, got {first!r}")
-    if first == "none" and kind != "repeated":
-        longer = sequences(model, kind, n, length + 1, seed, text)
-        begins = model.tokenizer.bos_token_id is not None
-        return model.tokens(longer.input_ids[:, 1:] if begins else longer.input_ids[:, :-1])
     random = np.random.default_rng(seed)
     ordinary = _ordinary(model)
+    begin = [] if first == "none" else _begin(model)
     if kind == "repeated":
         ids = torch.from_numpy(random.choice(ordinary, size=(n, 1)).repeat(length, 1))
     elif kind == "random":
-        begin = _begin(model)
         drawn = random.choice(ordinary, size=(n, length))
         drawn[:, : len(begin)] = begin
         ids = torch.from_numpy(drawn)
     elif kind == "own":
-        ids = _sampled(model, n, length, seed)
+        ids = _sampled(model, n, length + 1, seed)[:, 1:] if first == "none" else _sampled(model, n, length, seed)
     else:
-        ids = _written(model, kind, n, length, random, text)
+        ids = _written(model, kind, n, length, random, text, begin)
     if first == "replaced":
         ids[:, 0] = torch.from_numpy(random.choice(ordinary, size=n))
     inputs = model.tokens(ids)
@@ -149,10 +145,10 @@ def _sampled(model: LVLM, n: int, length: int, seed: int) -> Int[Tensor, "n leng
 
 
 def _written(
-    model: LVLM, kind: str, n: int, length: int, random: np.random.Generator, text: str | None
+    model: LVLM, kind: str, n: int, length: int, random: np.random.Generator, text: str | None, begin: list[int]
 ) -> Int[Tensor, "n length"]:
-    """Stretches of a text, as they are or as a user's turn."""
-    tokenizer, begin = model.tokenizer, _begin(model)
+    """Stretches of a text, as they are or as a user's turn, each after the tokens of `begin`."""
+    tokenizer = model.tokenizer
     words = NATURAL.read_text(encoding="utf-8") if text is None else text
     ids = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < length:
@@ -165,6 +161,6 @@ def _written(
     if kind == "chat":
         asked = [model.prompt(tokenizer.decode(row), 0) for row in rows]
         chat = [tokenizer(turn, add_special_tokens=False)["input_ids"] for turn in asked]
-        rows = [row if row[:1] == begin else begin + row for row in chat]
-        return torch.tensor([row[:length] for row in rows])
+        own = _begin(model)
+        rows = [row[len(own) :] if row[: len(own)] == own else row for row in chat]
     return torch.tensor([(begin + row)[:length] for row in rows])
