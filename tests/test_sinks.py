@@ -62,8 +62,6 @@ def test_what_stands_first(planted):
     assert torch.equal(masked.position_ids, kept.position_ids)
     assert torch.equal(other.input_ids[:, 1:], kept.input_ids[:, 1:])
     assert (other.input_ids[:, 0] != begin).all()
-    with pytest.raises(ValueError, match="first is one of kept, none, masked, replaced"):
-        sequences(planted, "natural", 3, 12, first="gone")  # pyright: ignore[reportArgumentType]
 
 
 def test_natural_sequences_of_a_long_text_do_not_overlap(planted):

@@ -23,7 +23,9 @@ def two_maps(
     for i, (ax, (title, values)) in enumerate(zip(axes, maps.items(), strict=True)):
         last = i == len(maps) - 1
         heat_map(values, label, ax, signed=False, limits=limits, annotated=False, bar=last)
-        ax.set(xlabel="head", ylabel="layer", title=title)
+        every = -(-n_layers // 15)
+        ax.set_yticks(np.arange(0, len(values), every) + 0.5, [str(n) for n in range(0, len(values), every)])
+        ax.set(xlabel="head", ylabel="" if i else "layer", title=title)
     finish(axes)
     return axes
 
