@@ -19,6 +19,7 @@ from interp.testbed.batches import Batch
 from interp.testbed.decoders import (
     DecoderRecipe,
     DecoderTask,
+    QuickBias,
     TextSampler,
     at_step,
     blocks,
@@ -28,7 +29,7 @@ from interp.testbed.decoders import (
 )
 from interp.testbed.emergence import emerge, examine, held_out
 from interp.testbed.sink_kernels import KERNELS, PARAMETER, probabilities, use_kernel
-from interp.testbed.steps import Run
+from interp.testbed.steps import Run, _optimiser
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 TINY = DecoderRecipe(layers=1, heads=2, width=16, steps=4, batch=2, warmup=1, vocabulary=300, length=16)
@@ -204,6 +205,14 @@ def test_the_command_trains_measures_draws_and_goes_on(short, tmp_path, monkeypa
         hidden = DecoderTask(model)(batch.features, batch.text, batch.position, batch.visible)
         each = nn.functional.cross_entropy(model.lm_head(hidden).transpose(1, 2), batch.target, reduction="none")
     assert row["loss"] == pytest.approx(each.mean().item(), abs=1e-5)
+
+
+def test_a_quick_bias_learns_faster_than_the_rest():
+    recipe = QuickBias(**vars(TINY) | {"kernel": "sink-logit"}, bias_speed=7.0)
+    rows = _optimiser(DecoderTask(build_decoder(recipe, 0)), recipe, False).param_groups
+    assert {row["speed"]: sum(p.numel() for p in row["params"]) for row in rows}[7.0] == recipe.layers * recipe.heads
+    assert {row["speed"] for row in rows} == {1.0, 7.0}
+    assert "planted-key-bias-quick" in chosen_recipes("planted-kernels")
 
 
 def test_recipes_are_chosen_by_name_and_group():

@@ -113,7 +113,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
         ),
         "sinks": Command(
             "interp.cli.looking:Sinks",
-            "How often the first token of a text is an attention sink, and what it looks like inside; over a training.",
+            "How often the first token is an attention sink, what it looks like inside, and over a training.",
             (
                 "interp sinks --model testbed-sink --length 32,64x8 --out runs/sinks",
                 "interp sinks --checkpoints runs/decoders/planted-softmax.steps --inputs natural --out runs/steps",

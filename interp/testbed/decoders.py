@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from interp.english import digest, python_documentation
 from interp.testbed.batches import Batch
-from interp.testbed.sink_kernels import KERNELS, Kernel, use_kernel
+from interp.testbed.sink_kernels import KERNELS, PARAMETER, Kernel, use_kernel
 from interp.testbed.steps import Run, Task, run_steps, trained
 from interp.testbed.train import Recipe, initialise_for_sink
 
@@ -71,6 +71,17 @@ class DecoderRecipe(Recipe):
         return seen | ((place[:, None] < self.prefix) & (place < self.prefix))
 
 
+@dataclass(frozen=True)
+class QuickBias(DecoderRecipe):
+    """A decoder whose kernel's bias learns faster: AdamW moves it by about `lr` a step, and it has far to go."""
+
+    bias_speed: float = 30.0
+
+    def speed(self, parameter: str) -> float:
+        """The bias learns `bias_speed` times as fast as the rest."""
+        return self.bias_speed if parameter.rpartition(".")[2] in PARAMETER.values() else 1.0
+
+
 PLANTED = DecoderRecipe(sink=True, fixed=1, rope_theta=5e5)
 """The recipe of `testbed-sink`: its initialisation and first phase plant a sink on the token that is always first."""
 KERNEL_ONLY: dict[str, dict[str, Any]] = {kernel: {"kernel": kernel} for kernel in KERNELS}
@@ -84,10 +95,13 @@ FACTORS: dict[str, dict[str, Any]] = {
 }
 USUAL_ONLY: dict[str, dict[str, Any]] = {"long": {"steps": 1200}, "fixed": {"fixed": 1}}
 """Factors that the planted recipe has, or does not need."""
+QUICK: dict[str, DecoderRecipe] = {
+    f"planted-{kernel}-quick": QuickBias(**vars(PLANTED) | {"kernel": kernel}) for kernel in PARAMETER
+}
 GROUPS: dict[str, dict[str, DecoderRecipe]] = {
     "usual-kernels": {name: DecoderRecipe(**change) for name, change in KERNEL_ONLY.items()},
     "usual-factors": {name: DecoderRecipe(**change) for name, change in (FACTORS | USUAL_ONLY).items()},
-    "planted-kernels": {f"planted-{name}": replace(PLANTED, **change) for name, change in KERNEL_ONLY.items()},
+    "planted-kernels": {f"planted-{name}": replace(PLANTED, **change) for name, change in KERNEL_ONLY.items()} | QUICK,
     "planted-factors": {f"planted-{name}": replace(PLANTED, **change) for name, change in FACTORS.items()},
 }
 """Recipes that are compared, by name: the usual and the planted initialisation, each with its kernels and factors."""

@@ -39,6 +39,10 @@ class Schedule:
         """Steps in which queries and keys learn faster and values and outputs hardly."""
         return 0
 
+    def speed(self, parameter: str) -> float:
+        """A factor of the learning rate of a parameter, by its name, in every phase."""
+        return 1.0
+
 
 class Task(nn.Module):
     """What is trained: called with a batch's features, text, positions and visibility, it gives what `head` reads."""
@@ -128,7 +132,8 @@ def _optimiser(task: nn.Module, recipe: Schedule, phase_one: bool) -> torch.opti
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in trained(task).items():
         decay = recipe.weight_decay if p.ndim > 1 else 0.0
-        groups.setdefault((_speed(name) if phase_one else 1.0, decay), []).append(p)
+        speed = recipe.speed(name) * (_speed(name) if phase_one else 1.0)
+        groups.setdefault((speed, decay), []).append(p)
     rows = [
         {"params": ps, "lr": recipe.lr, "speed": speed, "weight_decay": decay} for (speed, decay), ps in groups.items()
     ]
