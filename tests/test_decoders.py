@@ -92,7 +92,8 @@ def test_who_sees_whom():
     assert window == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     prefix = replace(TINY, length=4, prefix=2).visible.int().tolist()
     assert prefix == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    for wrong, message in (({"window": 17}, "window lies"), ({"sink": True}, "fixed=1")):
+    refused: list[tuple[dict[str, Any], str]] = [({"window": 17}, "window lies"), ({"sink": True}, "fixed=1")]
+    for wrong, message in refused:
         with pytest.raises(ValueError, match=message):
             replace(TINY, **wrong)
 
@@ -208,7 +209,8 @@ def test_the_command_trains_measures_draws_and_goes_on(short, tmp_path, monkeypa
 
 
 def test_a_quick_bias_learns_faster_than_the_rest():
-    recipe = QuickBias(**vars(TINY) | {"kernel": "sink-logit"}, bias_speed=7.0)
+    settings: dict[str, Any] = vars(TINY) | {"kernel": "sink-logit", "bias_speed": 7.0}
+    recipe = QuickBias(**settings)
     rows = _optimiser(DecoderTask(build_decoder(recipe, 0)), recipe, False).param_groups
     assert {row["speed"]: sum(p.numel() for p in row["params"]) for row in rows}[7.0] == recipe.layers * recipe.heads
     assert {row["speed"] for row in rows} == {1.0, 7.0}

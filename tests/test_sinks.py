@@ -41,13 +41,14 @@ def test_the_english_is_there_and_is_prose():
 
 def test_lengths_are_read_and_refused():
     assert SinksConfig(length="64,256x3", n=5).lengths == [(64, 5), (256, 3)]
-    for wrong, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"length": "64x"}, "a length is a number"),
         ({"length": "8,8x2"}, "told once"),
         ({"length": "1"}, "length 1 is a number of at least 2"),
         ({"first": "masked"}, "leave repeated out"),
         ({"checkpoints": "a,b"}, "checkpoints need --out"),
-    ):
+    ]
+    for wrong, message in refused:
         with pytest.raises(ValueError, match=message):
             SinksConfig(**wrong)
 

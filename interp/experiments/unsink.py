@@ -126,9 +126,9 @@ class UnsinkReport:
     @property
     def rho(self) -> tuple[float, float]:
         """Over all heads, and within layers."""
-        whole = float(spearmanr(self.mass.ravel(), self.adds.ravel()).statistic)
-        within = [float(spearmanr(m, a).statistic) for m, a in zip(self.mass, self.adds, strict=True)]
-        return whole, float(np.nanmean(within))
+        whole: Any = spearmanr(self.mass.ravel(), self.adds.ravel())
+        within: list[Any] = [spearmanr(m, a) for m, a in zip(self.mass, self.adds, strict=True)]
+        return float(whole.statistic), float(np.nanmean([found.statistic for found in within]))
 
     def __str__(self) -> str:
         c = self.config

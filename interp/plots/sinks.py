@@ -1,6 +1,7 @@
 """Attention sinks: two maps beside each other, profiles by layer, sparsity against length, and sinks over training."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -38,7 +39,7 @@ def layer_profiles(measures: Mapping[str, Mapping[str, Float[np.ndarray, " layer
     """
     labels = list(dict.fromkeys(name for series in measures.values() for name in series))
     figure, axes = panels(len(measures), 2.9, legend_rows=1 + len(labels) // 4)
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         name: {"color": HUES[i % len(HUES)], "linestyle": LINES[i // len(HUES) % 4]} for i, name in enumerate(labels)
     }
     for ax, (measure, series) in zip(axes, measures.items(), strict=True):
@@ -65,7 +66,12 @@ def sparsity_by_length(
     for ax, (measure, series) in zip(axes, measures.items(), strict=True):
         for name, (mean, error) in series.items():
             i = labels.index(name)
-            style = {"color": HUES[i % len(HUES)], "linestyle": LINES[i % 2], "marker": "o", "markersize": 3}
+            style: dict[str, Any] = {
+                "color": HUES[i % len(HUES)],
+                "linestyle": LINES[i % 2],
+                "marker": "o",
+                "markersize": 3,
+            }
             ax.errorbar(lengths, mean, yerr=np.nan_to_num(np.array(error)), label=name, capsize=2, **style)
         ax.set(xscale="log", xlabel="keys (tokens of the sequence)", ylabel=measure, ylim=SHARE)
         ax.set_xticks(list(lengths), [f"{n:,}" for n in lengths])
@@ -91,7 +97,11 @@ def over_steps(
     for ax, (measure, series) in zip(axes, measures.items(), strict=True):
         for name, (steps, values) in series.items():
             i = labels.index(name)
-            style = {"color": HUES[i % len(HUES)], "linestyle": LINES[i // len(HUES) % 4], "linewidth": 1.3}
+            style: dict[str, Any] = {
+                "color": HUES[i % len(HUES)],
+                "linestyle": LINES[i // len(HUES) % 4],
+                "linewidth": 1.3,
+            }
             ax.plot(steps, values, label=name, marker="o", markersize=2.5, **style)
         ax.set_xscale("symlog", linthresh=1.0, linscale=0.4)
         ax.xaxis.set_minor_formatter(NullFormatter())

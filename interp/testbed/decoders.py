@@ -96,7 +96,7 @@ FACTORS: dict[str, dict[str, Any]] = {
 USUAL_ONLY: dict[str, dict[str, Any]] = {"long": {"steps": 1200}, "fixed": {"fixed": 1}}
 """Factors that the planted recipe has, or does not need."""
 QUICK: dict[str, DecoderRecipe] = {
-    f"planted-{kernel}-quick": QuickBias(**vars(PLANTED) | {"kernel": kernel}) for kernel in PARAMETER
+    f"planted-{kernel}-quick": QuickBias(sink=True, fixed=1, rope_theta=5e5, kernel=kernel) for kernel in PARAMETER
 }
 GROUPS: dict[str, dict[str, DecoderRecipe]] = {
     "usual-kernels": {name: DecoderRecipe(**change) for name, change in KERNEL_ONLY.items()},
@@ -211,7 +211,7 @@ def build_decoder(recipe: DecoderRecipe, seed: int) -> Any:
 class Data:
     """Text in tokens, and what made them."""
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Any
     ids: Int[np.ndarray, " token"]
     text: str
     """Digest of the text."""

@@ -5,7 +5,7 @@ Where a kernel's rows do not sum to one, as with `sigmoid`, they are normalised 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def emerge(out: Path, name: str, recipe: DecoderRecipe, n: int = 128, eps: float
     return rows
 
 
-def table(found: dict[str, Sequence[Emergence]]) -> str:
+def table(found: Mapping[str, Sequence[Emergence]]) -> str:
     """The last step of each recipe, a line each."""
     lines = ["recipe                    steps   loss            Sink_1   any key   bias   hidden   key  value  row sum"]
     for name, rows in found.items():
