@@ -128,5 +128,9 @@ def mass_against_addition(
     ax.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
     ax.set(xlim=SHARE, xlabel="attention to the first token (%)", ylabel="what the head adds (mean head of layer: 1)")
     ax.set(yscale="log", title=title)
+    low, high = ax.get_ylim()
+    ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0) if low <= t <= high]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.yaxis.set_minor_formatter(NullFormatter())
     finish(ax)
     return ax
