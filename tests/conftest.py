@@ -1,5 +1,6 @@
 """Fixtures: the bundled model, a random one of another shape, scenes, and a decoder in training."""
 
+import os
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -13,6 +14,9 @@ from interp.testbed.build import build_config, build_model, build_processor
 from interp.testbed.draw import draw
 from interp.testbed.steps import Run
 from interp.testbed.world import scene
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other workers have the other cores
 
 PROMPT = "Please describe this image in detail."
 

@@ -279,6 +279,9 @@ def test_a_lens_view_of_the_picture_follows_its_layout(model, pictures):
     assert [g.shape for g in view.grids] == [(8, 8)]
     places = inputs.image_mask[0].nonzero()[:, 0]
     assert torch.equal(view.lens.positions[0], places)
+    said = view.words_on(0, 3)
+    assert [w.word for w in said] == [w.strip() for w in view.words(3)]
+    assert said[9][2:] == (1.5 / 8, 1.5 / 8)
 
 
 def test_detect_compares_with_the_baselines(study, tmp_path, capsys):

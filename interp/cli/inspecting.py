@@ -37,13 +37,13 @@ class Lens(OnePicture):
     words: str | None = None
     """Only these compete: comma-separated words, or categories for the 80 of COCO; all tokens if None."""
     layer: int | None = None
-    """Layer to print; the last if None."""
+    """Layer to print, and to draw over the picture; the last if None."""
     top: int = 5
     """Words kept at each place."""
     max_new_tokens: int = 128
     """Length cap of the model's own caption, in tokens."""
     out: str | None = None
-    """Folder for lens.csv, lens.npz and the figure."""
+    """Folder for lens.csv, lens.npz, lens.png and, over the image, picture.png."""
 
     def __call__(self) -> None:
         """Look."""
@@ -62,7 +62,7 @@ class Lens(OnePicture):
         view = look_through(shown.model, shown.inputs, caption, self.site, self.over, words, self.top)
         print(view.shown(range(layer, layer + 1)))
         if self.out is not None:
-            view.write(Path(self.out))
+            view.write(Path(self.out), layer)
             print(f"written: {self.out}")
 
 
