@@ -189,6 +189,7 @@ class Decoders:
     def __call__(self) -> None:
         """Train, measure, draw."""
         at_least_one(steps=self.steps, n=self.n)
+        known_device(self.device)
         names = chosen_recipes(self.recipes)
         work, out = Path(self.run), Path(self.out)
         found: dict[str, list[Emergence]] = {}
