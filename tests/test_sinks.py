@@ -142,6 +142,9 @@ def test_unsink_tells_every_condition_and_the_heads(planted):
     assert (plain.difference.mean, plain.difference.error) == (0, 0)
     assert masked.first_mass == 0
     assert plain.first_mass == pytest.approx(report.mass.mean(), abs=0.02)
+    by_name = {c.name: c for c in report.conditions}
+    assert by_name["sink drained"].first_mass == pytest.approx(plain.first_mass, abs=0.1), "it is seen as before"
+    assert by_name["sink drained"].difference.mean != 0
     inputs = sequences(planted, "natural", 3, 24)
     assert plain.loss.mean == pytest.approx(
         losses(run_with_edits(planted, inputs, {}, keep=None), inputs).mean().item(), abs=1e-4
@@ -164,12 +167,13 @@ def test_a_caption_without_the_sink_equals_whole_passes(planted, pictures, op):
             scores[row, :, at + 1 :, at] = -torch.inf
         return scores
 
-    def drained(_: int, value: Tensor) -> Tensor:
-        value = value.clone()
-        value[torch.arange(2), first] = 0
-        return value
+    def drained(_: int, pattern: Tensor) -> Tensor:
+        pattern = pattern.clone()
+        for row, at in enumerate(first.tolist()):
+            pattern[row, :, at + 1 :, at] = 0
+        return pattern
 
-    edits: dict[str, Any] = {"mask": {"scores": masked}, "drain": {"v": drained}}[op]
+    edits: dict[str, Any] = {"mask": {"scores": masked}, "drain": {"pattern": drained}}[op]
     for n in range(4):
         so_far = inputs.extended([t[:n] for t in written])
         logits = run_with_edits(planted, so_far, edits)

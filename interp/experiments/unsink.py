@@ -6,8 +6,8 @@ the sink: `interp study --methods interp.interventions.methods.sink_edit:SinkEdi
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,15 @@ def _hidden(place: int) -> SiteEdit:
 
 
 def _drained(place: int) -> SiteEdit:
+    def edit(_: int, pattern: Tensor) -> Tensor:
+        pattern = pattern.clone()
+        pattern[..., place + 1 :, place] = 0  # the rest of the attention stays as it is
+        return pattern
+
+    return edit
+
+
+def _emptied(place: int) -> SiteEdit:
     def edit(_: int, value: Tensor) -> Tensor:
         value = value.clone()
         value[:, place] = 0
@@ -91,10 +100,14 @@ def penalty(beta: float) -> SiteEdit:
 
 
 def conditions() -> dict[str, dict[str, SiteEdit]]:
-    """What is done to the attention, by name."""
+    """What is done to the attention, by name.
+
+    Masked: later queries do not see the token.  Drained: they see it, and what they would read from it is left out.
+    Without value: the token does not read its own value either, so that it cannot become what it was.
+    """
     found: dict[str, dict[str, SiteEdit]] = {"as it is": {}, "sink masked": {"scores": _hidden(0)}}
-    found |= {"another masked": {"scores": _hidden(OTHER)}, "sink drained": {"v": _drained(0)}}
-    found |= {"another drained": {"v": _drained(OTHER)}}
+    found |= {"another masked": {"scores": _hidden(OTHER)}, "sink drained": {"pattern": _drained(0)}}
+    found |= {"another drained": {"pattern": _drained(OTHER)}, "sink without value": {"v": _emptied(0)}}
     return found | {f"beta {beta:g}": {"scores": penalty(beta)} for beta in BETAS}
 
 
@@ -133,10 +146,10 @@ class UnsinkReport:
     def __str__(self) -> str:
         c = self.config
         lines = [f"{self.model}: {c.n} sequences of {c.length} tokens, natural text; +- standard errors over sequences"]
-        lines.append(f"{'':<18}loss (nats)       more than as it is    the first token gets")
+        lines.append(f"{'':<20}loss (nats)       more than as it is    the first token gets")
         for x in self.conditions:
             lines.append(
-                f"{x.name:<18}{x.loss.mean:.3f} +- {x.loss.error:.3f}{x.difference.mean:>+12.3f} +- "
+                f"{x.name:<20}{x.loss.mean:.3f} +- {x.loss.error:.3f}{x.difference.mean:>+12.3f} +- "
                 f"{x.difference.error:.3f}{100 * x.first_mass:>19.1f} %"
             )
         rest = self.mass > 0.5
@@ -179,6 +192,12 @@ def _heads(model: LVLM, batches: list[Inputs]) -> dict[str, Float[np.ndarray, "l
     return {"mass": mass, "adds": adds / adds.mean(-1, keepdims=True)}
 
 
+def _keep(masses: list[float], edit: SiteEdit | None, layer: int, pattern: Tensor) -> Tensor | None:
+    """Note what the first token gets of later queries, then edit."""
+    masses.append(pattern[:, :, 1:, 0].mean().item())
+    return None if edit is None else edit(layer, pattern)
+
+
 def measure_unsink(model: LVLM, config: UnsinkConfig) -> UnsinkReport:
     """Losses under every condition, and the heads."""
     text = text_of(SinksConfig(text=config.text))
@@ -187,10 +206,7 @@ def measure_unsink(model: LVLM, config: UnsinkConfig) -> UnsinkReport:
     for name, edits in conditions().items():
         masses: list[float] = []
 
-        def keep(_: int, pattern: Tensor, masses: list[float] = masses) -> None:
-            masses.append(pattern[:, :, 1:, 0].mean().item())
-
-        watched: dict[str, Callable[..., Any]] = {**edits, "pattern": keep}
+        watched = {**edits, "pattern": partial(_keep, masses, edits.get("pattern"))}
         found = [losses(run_with_edits(model, some, watched, keep=None), some) for some in batches]
         each[name] = torch.cat(found), float(np.mean(masses))
     plain = each["as it is"][0]

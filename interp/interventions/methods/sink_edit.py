@@ -6,7 +6,7 @@ A probe, not a paper's method: what of a caption rests on the sink.  It is named
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -21,7 +21,8 @@ from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
 class SinkEdit(Method):
     """Later queries do not see the first tokens (`mask`), or read nothing from them (`drain`).
 
-    `tokens` is how many are first, from the first that is no padding; `op=none` changes nothing.
+    `tokens` is how many are first, from the first that is no padding; they themselves attend as before.  `op=none`
+    changes nothing.
     """
 
     op: Literal["mask", "drain", "none"] = "mask"
@@ -36,13 +37,10 @@ class SinkEdit(Method):
         """What a layer attends to; see `interp.interventions.primitives.kv_cache.Choose`."""
         scores, visible = call.scores(), call.visible
         place = visible.int().cumsum(-1)  # among the keys a query sees, from 1
-        first = visible & (place <= self.tokens)
+        gone = visible & (place <= self.tokens) & (place[..., -1:] > self.tokens)
         if self.op == "mask":
-            later = place[..., -1:] > self.tokens
-            return call, call.pattern(scores.masked_fill(first & later, -torch.inf))
-        pattern = call.pattern(scores)  # the last query sees all that is no padding
-        gone = first[:, :1, -1, :, None].expand(call.value.shape[0], -1, -1, -1)
-        return replace(call, value=call.value.masked_fill(gone, 0)), pattern
+            return call, call.pattern(scores.masked_fill(gone, -torch.inf))
+        return call, call.pattern(scores).masked_fill(gone, 0)
 
     @contextmanager
     def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
