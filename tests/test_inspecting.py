@@ -1,6 +1,7 @@
 """The logit lens, patching between inputs, gradients, the detector, and taking up what a study wrote."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,8 @@ def test_a_lens_view_of_the_picture_follows_its_layout(model, pictures):
 
 
 def test_detect_compares_with_the_baselines(study, tmp_path, capsys):
-    Detect(run=str(study), out=str(tmp_path / "found"))()
+    again = shutil.copytree(study, tmp_path / "again")
+    Detect(runs=(str(study), str(again)), out=str(tmp_path / "found"))()
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "found" / "detector.json").read_text())
     assert {"position", "probability", "word", "T-VHD", "residual stream"} <= set(found["auroc"])
@@ -293,5 +295,9 @@ def test_detect_compares_with_the_baselines(study, tmp_path, capsys):
     assert found["n_words"]["hallucinated"] > 0
     assert "beyond the baseline" in printed
     with np.load(tmp_path / "found" / "detector.npz") as arrays:
-        scores, wrong = arrays["score: T-VHD"], arrays["hallucinated"]
+        scores, wrong, pictures = arrays["score: T-VHD"], arrays["hallucinated"], set(arrays["image_id"].tolist())
+    captions = WrittenRun.read(study).captions
+    named = {i for i, c in captions.items() if c.mentions}
+    assert pictures == {f"{folder}/{i}" for folder in (study.name, "again") for i in named}
+    assert len(wrong) == 2 * sum(len(c.mentions) for c in captions.values())
     assert auroc(scores, wrong) == pytest.approx(found["auroc"]["T-VHD"]["value"])
