@@ -227,7 +227,8 @@ def _draw_lengths(rows: list[dict[str, Any]], path: Path) -> None:
     lengths = sorted({r["length"] for r in rows})
     names = {"all keys": "", "without the first token": "_rest"}
     measures = {}
-    for measure, label in (("share", "share of the keys for 98 % of the attention (%)"), ("top", "mass of the top 1 % (%)")):
+    labels = {"share": "share of the keys for 98 % of the attention (%)", "top": "mass of the top 1 % (%)"}
+    for measure, label in labels.items():
         series = {}
         for kind in several:
             mine = sorted((r for r in rows if r["kind"] == kind), key=lambda r: r["length"])
