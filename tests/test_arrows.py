@@ -55,7 +55,7 @@ INSIDE: dict[str, list[set[str]]] = {
     "plots": [
         {"names", "placing", "style"},
         {"heads"},
-        {"attention", "methods", "sinks", "sweeps", "words"},
+        {"attention", "lens", "methods", "sinks", "sweeps", "words"},
         {"redraw"},
     ],
     "models": [
