@@ -12,9 +12,10 @@ BASE = {"metrics", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "evaluate": set(),
+    "english": set(),
     "folder": set(),
     "pictures": set(),
-    "testbed": {"folder", *BASE},
+    "testbed": {"english", "folder", *BASE},
     "models": {"testbed", "pictures"},
     "trace": {"models", "metrics"},
     "interventions": {"plugins", "trace", "models", "metrics"},
@@ -26,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "views": {"attribution", "trace", "models", "plots", *BASE},
     "experiments": {
         *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
+        "english",
         *("pictures", *BASE),
     },
     "bench": {"experiments", "trace", "models", "testbed"},
@@ -50,14 +52,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
     "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
-    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
+    "plots": [
+        {"names", "placing", "style"},
+        {"heads"},
+        {"attention", "lens", "methods", "sinks", "sweeps", "words"},
+        {"redraw"},
+    ],
     "models": [
         {"compat", "families", "inputs", "encoding", "smollm2"},
         {"kernels", "generation"},
         {"steering"},
         {"lvlm"},
         {"sites", "image_free", "layout"},
-        {"doctor", "gradients"},
+        {"checkpoints", "doctor", "gradients"},
         {"loading"},
     ],
 }

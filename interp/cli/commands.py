@@ -113,8 +113,16 @@ SECTIONS: dict[str, dict[str, Command]] = {
         ),
         "sinks": Command(
             "interp.cli.looking:Sinks",
-            "How often the first token of a text is an attention sink, and what it looks like inside.",
-            ("interp sinks --model testbed-sink", "interp sinks --inputs natural,repeated --n 8 --out runs/sinks"),
+            "How often the first token is an attention sink, what it looks like inside, and over a training.",
+            (
+                "interp sinks --model testbed-sink --length 32,64x8 --out runs/sinks",
+                "interp sinks --checkpoints runs/decoders/planted-softmax.steps --inputs natural --out runs/steps",
+            ),
+        ),
+        "unsink": Command(
+            "interp.cli.looking:Unsink",
+            "What a model loses where its attention sink is masked, drained or penalised.",
+            ("interp unsink --model testbed-sink", "interp unsink --model smollm2 --text python --out runs/unsink"),
         ),
         "lens": Command(
             "interp.cli.inspecting:Lens",
@@ -192,6 +200,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
             (
                 "interp testbed doses --run runs/prior --out runs/dose",
                 "interp testbed doses --run runs/prior --limit 50 --out runs/dose",
+            ),
+        ),
+        "testbed decoders": Command(
+            "interp.cli.testbed:Decoders",
+            "Train small decoders on English, and measure when an attention sink appears, by kernel and recipe.",
+            (
+                "interp testbed decoders --recipes planted-kernels --out figures/sinks-training",
+                "interp testbed decoders --recipes softmax,fixed --steps 40 --run runs/short --out runs/short/figures",
             ),
         ),
         "testbed export": Command(
