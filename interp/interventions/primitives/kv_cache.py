@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicLayer
 
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
-from interp.models.kernels import watched
+from interp.models.kernels import PREFIX, watched
 
 
 @dataclass
@@ -131,9 +131,11 @@ class Marks:
         return torch.nn.functional.pad(empty, (0, n_keys - empty.shape[1]))
 
 
-Choose = Callable[[int, AttentionCall, NotedLayer[N], Marks], tuple[AttentionCall, Tensor] | None]
+Choose = Callable[[int, AttentionCall, NotedLayer[N], Marks], tuple[AttentionCall, Tensor | None] | None]
 """What a layer attends to: from layer, call, its cache and the marks, the call to make and its probabilities
-`[batch, head, query, key]`; None: as the model would."""
+`[batch, head, query, key]`, None for those that its scores and its mask give; None at all: as the model would."""
+KERNEL = "sdpa"
+"""The backend that takes a mask of its own for each head."""
 
 
 @contextmanager
@@ -146,12 +148,15 @@ def attending(
 ) -> Iterator[GenerateOptions]:
     """While open, `choose` decides what each layer of generate's own passes attends to; `notes` starts a layer's."""
     cache = [NotedLayer(notes()) for _ in range(model.n_layers)]
-    marks = Marks.of(inputs)
+    marks, own_kernel = Marks.of(inputs), model.backend.removeprefix(PREFIX) == KERNEL
 
     def watch_of(layer: int) -> Any:
         def watch(call: AttentionCall) -> Any:  # of the main pass those calls that read this cache
             mine = model.now.name == "main" and call.key is cache[layer].keys
-            return choose(layer, call, cache[layer], marks) if mine else None
+            found = choose(layer, call, cache[layer], marks) if mine else None
+            if found is not None and found[1] is None and not own_kernel:
+                return found[0], found[0].pattern()
+            return found
 
         return watch
 
