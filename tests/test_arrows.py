@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
         *("pictures", *BASE),
     },
-    "bench": {"experiments", "trace", "models", "testbed"},
+    "bench": {"attribution", "experiments", "interventions", "plots", "trace", "models", "testbed", "folder"},
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
     "cli": {
@@ -56,7 +56,7 @@ INSIDE: dict[str, list[set[str]]] = {
         {"kernels", "generation"},
         {"steering"},
         {"lvlm"},
-        {"sites", "image_free", "layout"},
+        {"sites", "image_free", "layout", "resuming"},
         {"doctor", "gradients"},
         {"loading"},
     ],
