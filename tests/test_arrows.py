@@ -28,7 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
         *("pictures", *BASE),
     },
-    "bench": {"attribution", "experiments", "interventions", "plots", "trace", "models", "testbed", "folder"},
+    "bench": {
+        *("attribution", "data", "evaluate", "experiments", "folder", "interventions", "models", "plots", "testbed"),
+        "trace",
+    },
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
     "cli": {

@@ -1,13 +1,17 @@
 """Rows about writing captions: each method against greedy decoding, the same number of tokens forced."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from interp.bench.clock import alternating
 from interp.bench.rows import Bench, Line, ratio
-from interp.bench.sizes import inputs_of
+from interp.bench.sizes import inputs_of, small, testbed_samples
+from interp.evaluate.objects import ObjectParser
+from interp.experiments.captions import StudyConfig, caption_records
 from interp.interventions import parse_method
 from interp.models import LVLM, Generation, Inputs
 
@@ -56,7 +60,9 @@ def methods(bench: Bench, aims: dict[str, float | None], batches: tuple[int, ...
     for batch in batches or bench.size.batches:
         inputs = inputs_of(bench.model, batch)
         runs: dict[str, Run] = {"greedy": partial(written, bench.model, inputs, bench.tokens)}
-        runs |= {m: partial(written, bench.model, inputs, bench.tokens, m) for m in aims if batch > 1 or "resample" not in m}
+        runs |= {
+            m: partial(written, bench.model, inputs, bench.tokens, m) for m in aims if batch > 1 or "resample" not in m
+        }
         times = bench.alternating(runs)
         found += [
             ratio(f"{m}, batch {batch}", times[m], times["greedy"], aims[m], _on_gpu(bench)) for m in runs if m in aims
@@ -88,7 +94,10 @@ def vasparse(bench: Bench) -> list[Line]:
     found = []
     for batch in bench.size.batches:
         inputs = inputs_of(bench.model, batch)
-        runs = {m: partial(written, bench.model, inputs, bench.tokens, m) for m in ("greedy", "vcd", "vasparse:preset=paper")}
+        runs = {
+            m: partial(written, bench.model, inputs, bench.tokens, m)
+            for m in ("greedy", "vcd", "vasparse:preset=paper")
+        }
         times = bench.alternating(runs)
         mine, gpu = times["vasparse:preset=paper"], _on_gpu(bench)
         found.append(ratio(f"batch {batch}, greedy", mine, times["greedy"], 1.2, gpu))
@@ -111,10 +120,63 @@ def opera(bench: Bench) -> list[Line]:
     return found
 
 
-EVICTING = {
-    "h2o": "h2o",
-    "snapkv": "snapkv",
-    "streaming-llm": "streaming-llm",
-    "fastv": "fastv",
-    "vasparse evicting": "vasparse:when=evict:scope=all:keep=0.5:alpha=0:beta=0:dropped=discard",
-}
+EVICTING = ("h2o", "snapkv", "streaming-llm", "fastv")
+LONG = 2000
+"""Image tokens of the rows about keys that leave the cache."""
+
+
+def long_prompt(model: LVLM, batch: int, n_image: int) -> Inputs:
+    """A prompt of so many image tokens and 32 others, without a picture: where keys are dropped, values do not matter."""
+    head = torch.full((batch, n_image), model.image_token_id or 0)
+    tail = torch.arange(10, 42).expand(batch, -1)
+    inputs = model.tokens(torch.cat([head, tail], 1))
+    image = torch.arange(n_image + 32).expand(batch, -1) < n_image
+    return replace(inputs, image_mask=image.to(model.device))
+
+
+def evicting(bench: Bench) -> list[Line]:
+    """Methods that drop keys, on long prompts: time and memory against greedy, batch 16."""
+    tiny = bench.size.name.startswith("tiny")
+    n_image, batch = (48, 2) if tiny else (LONG, 16)
+    model = bench.model
+    if model.device.type == "cpu":
+        model = small(2, 4, 64 if tiny else 128, positions=n_image + 32 + bench.tokens)
+    inputs = long_prompt(model, batch, n_image)
+    runs = {m: partial(written, model, inputs, bench.tokens, m) for m in ("greedy", *EVICTING)}
+    times = alternating(runs, min(bench.repeats, 2), model.synchronize, warm=0)
+    kept = {m: run().cache_bytes for m, run in runs.items()} if tiny else _bytes(model, inputs, bench.tokens)
+    found = []
+    for m in EVICTING:
+        case = f"{m}, batch {batch}, {n_image} image tokens"
+        share = round(kept[m] / kept["greedy"], 3)
+        found.append(ratio(case, times[m], times["greedy"], 1.0, _on_gpu(bench), cache_of_greedy=share))
+    return found
+
+
+def _bytes(model: LVLM, inputs: Inputs, tokens: int) -> dict[str, int]:
+    """What the cache takes at the end, from two rows."""
+    few = replace(
+        inputs,
+        input_ids=inputs.input_ids[:2],
+        attention_mask=inputs.attention_mask[:2],
+        position_ids=inputs.position_ids[:2],
+        image_mask=inputs.image_mask[:2],
+        frame_mask=inputs.frame_mask[:2],
+    )
+    return {m: written(model, few, tokens, m).cache_bytes for m in ("greedy", *EVICTING)}
+
+
+def study(bench: Bench) -> list[Line]:
+    """Images a second of a study's captions, batches of 16 against one at a time."""
+    samples = testbed_samples(16 if bench.size.name not in ("tiny", "tiny-7b") else 2)
+    parser = ObjectParser.coco()
+    config = StudyConfig(max_new_tokens=bench.tokens)
+
+    def captions(size: int) -> None:
+        for start in range(0, len(samples), size):
+            caption_records(bench.model, samples[start : start + size], parser, config)
+
+    times = bench.alternating({"one": partial(captions, 1), "many": partial(captions, len(samples))}, warm=0)
+    value = times["one"].against(times["many"], wall=_on_gpu(bench))
+    wall = times["one"].against(times["many"], wall=True)
+    return [Line(f"batch {len(samples)} against 1", value, wall, 3.0, lower=False, unit="x images a second")]

@@ -51,9 +51,7 @@ class Line:
         return of | {"aim": self.aim, "lower": self.lower, "unit": self.unit, "reached": self.reached, **self.more}
 
 
-def ratio(
-    case: str, mine: Timing, other: Timing, aim: float | None = None, on_gpu: bool = False, **more: Any
-) -> Line:
+def ratio(case: str, mine: Timing, other: Timing, aim: float | None = None, on_gpu: bool = False, **more: Any) -> Line:
     """How many times as long one thing takes as another: by processor time, on a GPU by the wall."""
     seconds = {"seconds": Spread.of(list(mine.wall)).median, "reference_seconds": Spread.of(list(other.wall)).median}
     return Line(case, mine.against(other, wall=on_gpu), mine.against(other, wall=True), aim, more=seconds | more)

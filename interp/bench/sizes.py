@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from interp.data import Sample, open_data
+from interp.evaluate.objects import ObjectParser
 from interp.models import LVLM, Inputs, load
 from interp.testbed import WEIGHTS
 from interp.testbed.build import build_config, build_model, build_processor
@@ -33,6 +35,12 @@ def inputs_of(model: LVLM, batch: int) -> Inputs:
     """Scenes with one prompt, the same for all rows."""
     pictures = [Image.fromarray(draw(scene("broken", "test", i))) for i in range(batch)]
     return model.inputs(pictures, PROMPT)
+
+
+def testbed_samples(n: int) -> list[Sample]:
+    """Scenes with their truth."""
+    data = open_data("testbed:broken", "test", ObjectParser.coco())
+    return [data.load(i) for i in list(data.image_ids)[:n]]
 
 
 def _testbed(device: torch.device) -> LVLM:
@@ -98,7 +106,16 @@ def _7b(device: torch.device) -> LVLM:
 def _tiny_7b(device: torch.device) -> LVLM:
     """The 7B row's way of building at a size for tests."""
     processor = processor_7b(56)
-    small = {"layers": 2, "heads": 4, "width": 64, "mlp": 128, "vocabulary": 512, "tower": 3, "tower_width": 64, "image": 56}
+    small = {
+        "layers": 2,
+        "heads": 4,
+        "width": 64,
+        "mlp": 128,
+        "vocabulary": 512,
+        "tower": 3,
+        "tower_width": 64,
+        "image": 56,
+    }
     return _random(shape_7b(processor, **small), processor, device, torch.bfloat16, "tiny-7b-shape")
 
 

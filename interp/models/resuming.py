@@ -51,7 +51,9 @@ def resumed(model: LVLM, layer: int, kept: Resting, copies: int) -> Iterator[Non
     stream = kept.into[layer].repeat(copies, 1, 1)
 
     def idle(n: int) -> Any:
-        return lambda *args, **kwargs: (layer_input(args, kwargs), *[None] * (n - 1)) if n else layer_input(args, kwargs)
+        return lambda *args, **kwargs: (
+            (layer_input(args, kwargs), *[None] * (n - 1)) if n else layer_input(args, kwargs)
+        )
 
     def begin(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return ((stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream})

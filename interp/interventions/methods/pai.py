@@ -66,7 +66,9 @@ class PAI(Method):
                 return None
             image, _generated = marks.rows(call, call.key.shape[2])
             if phi is not None and phi.rides:
-                image[1::2] = False  # these rows have no picture
+                image = (
+                    image & (torch.arange(len(image), device=image.device) % 2 == 0)[:, None]
+                )  # others have no picture
             scores = call.scores()
             asks = ~image[:, -scores.shape[2] :]
             if self.queries == "last":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,10 +20,10 @@ class Notes:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change every tensor alike, as when beams are reordered."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for note in fields(self):
+            value = getattr(self, note.name)
             if value is not None:
-                setattr(self, field.name, change(value))
+                setattr(self, note.name, change(value))
 
 
 N = TypeVar("N", bound=Notes)
@@ -109,6 +109,8 @@ class Marks:
 
     image: Bool[Tensor, "batch prompt"]
     real: Bool[Tensor, "batch prompt"]
+    made: dict[tuple[int, int, Any], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    """What `rows` gave last: all layers of a step ask the same."""
 
     @classmethod
     def of(cls, inputs: Inputs) -> "Marks":
@@ -117,12 +119,16 @@ class Marks:
 
     def rows(self, call: AttentionCall, n_keys: int) -> tuple[Tensor, Tensor]:
         """Image keys and generated keys `[batch, key]` among the first `n_keys` tokens, rows repeated for beams."""
-        copies = call.query.shape[0] // self.image.shape[0]
-        image = self.image.repeat_interleave(copies, 0).to(call.query.device)
-        more = n_keys - image.shape[1]
-        nothing = image.new_zeros(len(image), more)
-        prompt = torch.zeros_like(image)
-        return torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
+        key = len(call.query), n_keys, call.query.device
+        if key not in self.made:
+            copies = call.query.shape[0] // self.image.shape[0]
+            image = self.image.repeat_interleave(copies, 0).to(call.query.device)
+            more = n_keys - image.shape[1]
+            nothing = image.new_zeros(len(image), more)
+            prompt = torch.zeros_like(image)
+            self.made.clear()
+            self.made[key] = torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
+        return self.made[key]
 
     def padding(self, call: AttentionCall, n_keys: int) -> Bool[Tensor, "batch key"]:
         """Which of the first `n_keys` tokens are padding, rows repeated for beams."""

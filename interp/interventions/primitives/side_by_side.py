@@ -103,7 +103,7 @@ class SideBySide(WeakerReader):
             and all(type(layer) is DynamicLayer for layer in mine.cache.layers)
             and len(cache.layers) == len(mine.cache.layers)
             and (mask := _mask(kwargs, cache)).ndim == 2
-            and ids.shape == (len(mine.mask), 1)
+            and ids.shape == (len(mine.inputs.input_ids), 1)  # no beams
             and mask.shape[1] == cache.layers[0].keys.shape[2] + 1 > mine.mask.shape[1]
             and kwargs["position_ids"].shape[:-2] == mine.inputs.position_ids.shape[:-2]
         )
