@@ -1,4 +1,4 @@
-"""`interp bench table` and `interp bench ranks`: the rows by name, and a file of results that goes on where it stopped."""
+"""`interp bench table` and `interp bench ranks`: rows by name, and a file of results that goes on where it stopped."""
 
 import json
 from dataclasses import asdict, dataclass

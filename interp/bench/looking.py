@@ -177,7 +177,7 @@ def _in_a_process(what: str, positions: int, layers: int, repeats: int) -> dict[
 def growth(bench: Bench) -> list[Line]:
     """How the cost of head outputs and of attention statistics grows: a doubling of each thing, times so much."""
     tiny = bench.size.name.startswith("tiny")
-    base: dict[str, int] = {"length": 128, "layers": 4, "heads": 4, "batch": 2}
+    base: dict[str, int] = {"length": 64, "layers": 2, "heads": 4, "batch": 2}
     found = []
 
     def built(shape: dict[str, int]) -> tuple[LVLM, Inputs]:

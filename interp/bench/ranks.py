@@ -81,7 +81,7 @@ def _rank(settings: Simulated, out: Path, rank: int, world: int, barrier: Any) -
 
 
 def _launch(settings: Simulated, out: Path, kill_after: float | None) -> bool:
-    """Run all ranks; after so many seconds one is killed and the launcher ends the others.  Whether all came through."""
+    """Run all ranks, and kill them in some order after so many seconds.  Whether all came through."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(settings.ranks)
     ranks = [

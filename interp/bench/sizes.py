@@ -1,8 +1,7 @@
-"""The models that are measured: a bundled one, or a shape with random weights, which serve for speed and memory only."""
+"""The models that are measured: a bundled one, or a shape with random weights, which serve for speed and memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ PROMPT = "Please describe this image in detail."
 
 @dataclass(frozen=True)
 class Size:
-    """A model to measure: how it is made, how many tokens a caption has, batch sizes, repetitions that are affordable."""
+    """A model to measure: how it is made, how many tokens a caption has, and batch sizes."""
 
     name: str
     make: Callable[[torch.device], LVLM]

@@ -22,7 +22,6 @@ from interp.interventions.primitives.kv_cache import NotedLayer, received_so_far
 from interp.metrics.selection import top_mask
 from interp.models import AttentionCall
 
-
 BLOCK = 128
 """How many queries of the prompt are looked at in one piece."""
 

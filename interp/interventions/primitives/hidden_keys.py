@@ -97,5 +97,5 @@ def without(
 
 def over(call: AttentionCall, cache: NotedLayer[Any], notes: Left) -> AttentionCall:
     """The call of one query over the cache as it is now, the keys that are not its own out of sight."""
-    mask = None if notes.alive is None else left(replace(call, key=cache.keys), notes)[:, :, None]
-    return replace(call, key=cache.keys, value=cache.values, mask=mask)
+    call = replace(call, key=cache.keys, value=cache.values, mask=None)
+    return call if notes.alive is None else replace(call, mask=left(call, notes)[:, :, None])
