@@ -12,7 +12,7 @@ from interp.data import Sample, open_data
 from interp.evaluate.objects import ObjectParser
 from interp.models import LVLM, Inputs, load
 from interp.testbed import WEIGHTS
-from interp.testbed.build import build_config, build_model, build_processor
+from interp.testbed.build import build_config, build_model
 from interp.testbed.draw import draw
 from interp.testbed.world import scene
 
@@ -90,7 +90,7 @@ def shape_7b(processor: Any, **smaller: int) -> LlavaConfig:
 
 def processor_7b(image: int = 336) -> Any:
     """The testbed's tokenizer with pictures of LLaVA's size."""
-    processor: Any = build_processor()
+    processor: Any = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
     processor.image_processor.size = {"shortest_edge": image}
     processor.image_processor.crop_size = {"height": image, "width": image}
     processor.patch_size = 14
@@ -133,7 +133,7 @@ def _random(config: Any, processor: Any, device: torch.device, dtype: torch.dtyp
 
 def small(layers: int = 2, heads: int = 4, width: int = 64, positions: int = 1024) -> LVLM:
     """A testbed of another shape, random weights."""
-    processor = build_processor()
+    processor: Any = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
     hf: Any = build_model(build_config(processor, layers=layers, heads=heads, width=width))
     hf.config.get_text_config().max_position_embeddings = max(positions, 512)
     return LVLM(hf, processor, f"{layers}x{heads}x{width}")
