@@ -1,12 +1,14 @@
 """Every fast path against its slow reference, and the tools that measure them."""
 
 import json
+import os
 from typing import Any
 
 import pytest
 import torch
 from zoo import build
 
+from interp import cli
 from interp.attribution.effects import exact_contributions
 from interp.bench import command
 from interp.bench.clock import Spread, Timing, alternating
@@ -142,6 +144,16 @@ def test_ranks_with_a_slow_one_and_kills_give_the_records_of_one_process():
     static = 9 * 4 * 0.05  # the slow rank's own part alone
     assert found["longest_wait_for_another_rank"] < 0.5 * static
     assert found["longest_wait_for_another_rank"] < found["a_batch_of_the_slow_rank"] + 0.3
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch, capsys):
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        cli.main(["--version"])
+        assert os.environ["OMP_WAIT_POLICY"] == expected
+    capsys.readouterr()
 
 
 def test_ratios_pair_the_turns():

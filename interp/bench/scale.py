@@ -24,7 +24,7 @@ RATIOS = {
     "h2o": 1.3,
     "opera": 2.5 * 16 / 5,
 }
-"""Times greedy at batch 16, near what the testbed gave; OPERA searches prompt after prompt, so a batch saves it nothing:
+"""Times greedy at batch 16, near what the testbed gave; OPERA searches prompt after prompt, so a batch saves nothing:
 its ratio to five beams, times what greedy gains from the batch, less what five beams already gain (assumed)."""
 
 
