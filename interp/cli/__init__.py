@@ -17,8 +17,8 @@ OK, FAILED, MISTAKE, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 """Exit codes: done; some items failed; a user's mistake; Ctrl-C; whoever reads the output went away."""
 
 WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
-"""Read by OpenMP when torch is imported: threads that wait for work sleep.  By default they spin, and two processes that
-spin on the same cores are many times slower."""
+"""Read by OpenMP when torch is imported: threads that wait sleep.  By default they spin, and processes that
+spin on one core are many times slower."""
 
 _INTERRUPTED = "interp: interrupted; what writes a folder goes on where it stopped when started again"
 _EXIT_CODES = "Exit codes: 0 done, 1 some items failed, 2 a mistake in what was asked, 130 interrupted."

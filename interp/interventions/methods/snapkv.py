@@ -58,7 +58,7 @@ class SnapKV(HidesKeys):
             return visible
         return visible & left(call, notes)[:, :, None]
 
-    def kept(self, last: Tensor, real: Bool[Tensor, "batch #head key"]) -> Bool[Tensor, "batch head key"]:
+    def kept(self, last: Tensor, real: Bool[Tensor, "#batch #head key"]) -> Bool[Tensor, "batch head key"]:
         """Which keys stay, by what the last queries attend to."""
         votes: Float[Tensor, "batch head key"] = last.float().sum(2)
         prompt = real.expand_as(votes).clone()
