@@ -1,7 +1,7 @@
 """`interp bench table` and `interp bench ranks`: rows by name, and a file of results that goes on where it stopped."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class BenchTable:
     def _bench(self, device: torch.device) -> Bench:
         size = SIZES[self.size]
         if self.batches is not None:
-            size = type(size)(**(vars(size) | {"batches": tuple(map(int, self.batches.split(",")))}))
+            size = replace(size, batches=tuple(map(int, self.batches.split(","))))
         torch.manual_seed(0)
         return Bench(size.make(device), size, self.repeats, self.tokens or size.tokens)
 

@@ -83,7 +83,7 @@ def shape_7b(processor: Any, **smaller: int) -> LlavaConfig:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        image_seq_length=(sizes.get("image", 336) // 14) ** 2,
         tie_word_embeddings=False,
     )
 

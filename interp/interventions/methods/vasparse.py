@@ -228,8 +228,9 @@ class VASparse(Method):
         dropped = gone[:, :, 0]
         numbers = dropped.sum(-1)
         if (numbers == numbers[0, 0]).all():  # as many in each row: all are clustered at once
-            one = (x.flatten(0, 1) for x in (key, value, dropped))
-            keys, values = (x.unflatten(0, key.shape[:2]) for x in merged(*one, self.cluster_share, self.neighbours))
+            flat_key, flat_value, flat = (x.flatten(0, 1) for x in (key, value, dropped))
+            clusters = merged(flat_key, flat_value, flat, self.cluster_share, self.neighbours)
+            keys, values = (x.unflatten(0, key.shape[:2]) for x in clusters)
             pads = [0] * len(key)
         else:
             keys, values, pads = self._merged_by_row(key, value, dropped)

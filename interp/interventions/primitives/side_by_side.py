@@ -114,4 +114,5 @@ class SideBySide(WeakerReader):
             more = (0, 0, layer.keys.shape[2] - other.keys.shape[2], 0)
             layer.keys = _turns(layer.keys, pad(other.keys, more))
             layer.values = _turns(layer.values, pad(other.values, more))
-        self.text.cache, self.cache = None, cache
+        self.cache = cache
+        self.text.cache.reset()
