@@ -39,7 +39,9 @@ def main() -> None:
 
     @torch.no_grad()
     def cached() -> Any:
-        return lens.run_with_cache(ids, names_filter=lambda name: name.endswith("hook_z"), **kwargs)[1]
+        return lens.run_with_cache(
+            ids, names_filter=lambda name: name.startswith("blocks.") and name.endswith("hook_z"), **kwargs
+        )[1]
 
     ours = read(model, inputs, "z")["z"]
     theirs = torch.stack([z.reshape(ours[:, 0].shape) for z in cached().values()], 1)
