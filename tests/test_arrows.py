@@ -53,7 +53,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
     "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
-    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "speed", "sweeps", "words"}, {"redraw"}],
+    "plots": [
+        {"names", "placing", "style"},
+        {"heads"},
+        {"attention", "methods", "speed", "sweeps", "words"},
+        {"redraw"},
+    ],
     "models": [
         {"compat", "families", "inputs", "encoding", "smollm2"},
         {"kernels", "generation"},
