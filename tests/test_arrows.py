@@ -56,7 +56,7 @@ INSIDE: dict[str, list[set[str]]] = {
     "plots": [
         {"names", "placing", "style"},
         {"heads"},
-        {"attention", "methods", "speed", "sweeps", "words"},
+        {"attention", "lens", "methods", "speed", "sweeps", "words"},
         {"redraw"},
     ],
     "models": [
