@@ -30,7 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "english",
         *("pictures", *BASE),
     },
-    "bench": {"experiments", "trace", "models", "testbed"},
+    "bench": {
+        *("attribution", "data", "evaluate", "experiments", "folder", "interventions", "models", "plots", "testbed"),
+        "trace",
+    },
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
     "cli": {
@@ -55,7 +58,7 @@ INSIDE: dict[str, list[set[str]]] = {
     "plots": [
         {"names", "placing", "style"},
         {"heads"},
-        {"attention", "lens", "methods", "sinks", "sweeps", "words"},
+        {"attention", "lens", "methods", "sinks", "speed", "sweeps", "words"},
         {"redraw"},
     ],
     "models": [
@@ -63,7 +66,7 @@ INSIDE: dict[str, list[set[str]]] = {
         {"kernels", "generation"},
         {"steering"},
         {"lvlm"},
-        {"sites", "image_free", "layout"},
+        {"sites", "image_free", "layout", "resuming"},
         {"checkpoints", "doctor", "gradients"},
         {"loading"},
     ],

@@ -223,8 +223,21 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Draw a contact sheet of the testbed's scenes.",
             ("interp testbed show --out testbed.png", "interp testbed show --columns 4 --out small.png"),
         ),
+        "bench table": Command(
+            "interp.bench.command:BenchTable",
+            "Speed of every method and measurement beside its reference, on one size of model.",
+            (
+                "interp bench table --size testbed --out runs/bench",
+                "interp bench table --size smollm2 --rows greedy,vhr --repeats 3 --out runs/bench",
+            ),
+        ),
+        "bench ranks": Command(
+            "interp.bench.command:BenchRanks",
+            "Many processes of one study with a stand-in for the model: killed, slow, on a slow shared file system.",
+            ("interp bench ranks --ranks 8 --images 64", "interp bench ranks --ranks 64 --out runs/ranks.json"),
+        ),
         "bench attention": Command(
-            "interp.bench:BenchAttention",
+            "interp.bench.attention:BenchAttention",
             "Memory and time of attention statistics against keeping all maps.",
             ("interp bench attention --out runs/bench", "interp bench attention --help"),
         ),
