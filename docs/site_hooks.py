@@ -16,13 +16,17 @@ from interp.cli.commands import COMMANDS, Command
 from interp.interventions import describe_methods
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("models", "trace", "metrics", "interventions", "attribution", "evaluate", "experiments", "views", "testbed")
+PACKAGES = (
+    *("models", "trace", "metrics", "interventions", "attribution", "evaluate", "experiments", "views", "testbed"),
+    *("claims", "report"),
+)
 PULLED = (
     "CONTRIBUTING.md",
     "LOG.md",
     "CHANGELOG.md",
     "interp/testbed/weights/*/README.md",
     "figures/combinations.md",
+    "figures/claims/*/claims.md",
     "figures/**/*.png",
     "notebooks/*.ipynb",
 )
@@ -50,7 +54,9 @@ def generated() -> dict[str, str]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the made pages where the navigation leaves room for them."""
+    claimed = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("figures/claims/*/claims.md"))
     filled: dict[str, list[Any]] = {
+        "Claims, model by model": [{Path(place).parent.name: place} for place in claimed],
         "Commands": [{f"interp {name}": command_page(name)} for name in COMMANDS],
         "API reference": [
             {"interp": "api/interp.md"},

@@ -8,7 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp import attribution, evaluate, experiments, interventions, metrics, models, plots, testbed, trace, views
+    from interp import (
+        attribution,
+        claims,
+        evaluate,
+        experiments,
+        interventions,
+        metrics,
+        models,
+        plots,
+        report,
+        testbed,
+        trace,
+        views,
+    )
     from interp.experiments.tables import read_run
     from interp.interventions import VHR, EditHeads, VASparse, parse_method
     from interp.models import LVLM, UnsupportedModelError, diagnose, load, read, run_with_edits
@@ -23,6 +36,7 @@ __all__ = [
     "UnsupportedModelError",
     "VASparse",
     "attribution",
+    "claims",
     "diagnose",
     "evaluate",
     "experiments",
@@ -34,6 +48,7 @@ __all__ = [
     "plots",
     "read",
     "read_run",
+    "report",
     "run_with_edits",
     "testbed",
     "token_vhd",

@@ -1,5 +1,6 @@
 """Pictures of any kind as a model takes them: upright, in 8-bit RGB, or refused with the reason."""
 
+import base64
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,3 +73,16 @@ def read_image(path: Path | BytesIO) -> Image.Image:
                 return upright_rgb(image)
     except ValueError as error:
         raise ValueError(f"cannot read the image {path}; replace the file: {error}") from error
+
+
+def picture_uri(image: Image.Image, side: int) -> str:
+    """A picture as a data URI for a web page: no side longer than `side`, as PNG or JPEG, whichever is smaller."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    found = []
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 80, "optimize": True})):
+        file = BytesIO()
+        small.save(file, kind, **options)
+        found.append((len(file.getvalue()), kind, file.getvalue()))
+    _, kind, content = min(found)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,6 +1,7 @@
 """Fixtures: the bundled model, a random one of another shape, scenes, and a decoder in training."""
 
 import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -63,3 +64,17 @@ def decoder(tmp_path_factory) -> Path:
         patch.setattr(decoders, "python_documentation", lambda: "A cat sat on the mat. " * 6000)
         decoders.train_decoder(out, "tiny", recipe, Run(compile=False))
     return out / "tiny"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium that is installed; playwright downloads none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    programs = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    program = next((found for found in programs if found), None)
+    if program is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -1,5 +1,6 @@
 """What README and docs say holds: their commands parse, their links resolve, what the site adds is there."""
 
+import ast
 import re
 import shlex
 import sys
@@ -64,6 +65,64 @@ def test_a_shown_command_parses(line, capsys):
         cli.main(given)
         return
     assert callable(cli.parse(given))
+
+
+NOT_RUN = {
+    "bench attention": "it measures memory in processes of their own, for many minutes",
+    "testbed evaluate": "the figures of the card take long even of two scenes; test_testbed.py tests their parts",
+}
+"""Commands that are shown and that no test runs, with the reason."""
+
+
+def _said(node: ast.AST) -> list[str]:
+    """The words that a call of main begins with."""
+    if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.List)):
+        return []
+    called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+    constants = [x.value if isinstance(x, ast.Constant) else None for x in node.args[0].elts]
+    return [str(x) for x in constants[:2]] if called == "main" else []
+
+
+def _refusals(tree: ast.AST) -> set[int]:
+    """The nodes inside `with pytest.raises(...)`: what runs there is refused."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.With) and "raises" in ast.dump(n.items[0].context_expr)]
+    return {id(inner) for block in blocks for inner in ast.walk(block)}
+
+
+def run_by_tests() -> set[str]:
+    """The commands that tests run to their end: `main(["study", ...])`."""
+    found = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        refused = _refusals(tree)
+        for node in ast.walk(tree):
+            said = _said(node) if id(node) not in refused else []
+            found |= {" ".join(said[:n]) for n in (1, 2)} & set(COMMANDS)
+    return found
+
+
+def _command(given: list[str]) -> str:
+    return next(name for name in (" ".join(given[:2]), given[0]) if name in COMMANDS)
+
+
+def test_every_shown_command_is_run_by_a_test_or_it_is_said_why_not():
+    shown = [words(str(param.values[0])) for param in SHOWN]
+    shown = [given for given in shown if given not in (["--help"], ["--version"])]
+    ran = run_by_tests()
+    assert {_command(given) for given in shown} - ran <= set(NOT_RUN)
+    assert not set(NOT_RUN) & ran
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for given in shown:
+        if _command(given) not in NOT_RUN:
+            options = {word for word in given if word.startswith("--")}
+            unused = {o for o in options if f'"{o}"' not in source and o[2:].replace("-", "_") not in source}
+            assert not unused, f"interp {' '.join(given)}: no test uses {', '.join(unused)}"
+
+
+def test_a_refused_command_is_not_one_that_ran():
+    tree = ast.parse('with pytest.raises(SystemExit):\n    main(["study"])\ncli.main(["testbed", "show", x])')
+    refused = _refusals(tree)
+    assert [_said(n) for n in ast.walk(tree) if _said(n) and id(n) not in refused] == [["testbed", "show"]]
 
 
 def test_a_wrong_command_would_be_found(capsys):

@@ -3,6 +3,8 @@
 import csv
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -409,3 +411,15 @@ def test_figures_are_drawn_again_from_saved_numbers(tmp_path, capsys):
         ("random heads (2 seeds)", ["2"], [40.5], True),
     ]
     assert (curves[1].low, curves[1].high) == ([40.0], [41.0])
+
+
+def test_what_a_backend_sets_up_outlives_a_figure_s_style():
+    """A notebook's backend says at its first figure that figures are shown; the style must not take that back."""
+    code = (
+        "import matplotlib; matplotlib.use('module://matplotlib_inline.backend_inline'); import numpy as np\n"
+        "from IPython.core.interactiveshell import InteractiveShell; InteractiveShell.instance()\n"
+        "from interp.plots import head_heatmap; head_heatmap(np.eye(2), 'x', 'y')\n"
+        "assert matplotlib.is_interactive()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -136,9 +136,8 @@ def _name(args: Sequence[str]) -> str:
     asked = " ".join(args[: 2 if args and args[0] in _groups() else 1])
     if asked in COMMANDS:
         return asked
-    near = difflib.get_close_matches(asked, COMMANDS, n=1) or [
-        name for name in COMMANDS if asked and asked.split()[-1] in name.split()
-    ]
+    whole = [name for name in COMMANDS if asked and asked.split()[-1] in name.split()[1:]]
+    near = whole or difflib.get_close_matches(asked, COMMANDS, n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"there is no command {asked!r}; {meant}`interp --help` lists all")
 

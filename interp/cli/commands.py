@@ -62,6 +62,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp attention --model testbed-sink --limit 50 --out runs/attention-sink",
             ),
         ),
+        "claims": Command(
+            "interp.cli.reporting:Claims",
+            "Measure every claim of the three papers on a model: values, intervals, verdicts.",
+            (
+                "interp claims --limit 50 --out runs/claims",
+                "interp claims --matrix figures/claims/testbed figures/claims/testbed-sink",
+            ),
+        ),
         "detect": Command(
             "interp.cli.inspecting:Detect",
             "Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position.",
@@ -82,6 +90,11 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp direction runs/first --layer 4 --out correct.npz",
                 "interp direction runs/first --layer 4 --of pictures --out pictures.npz",
             ),
+        ),
+        "report": Command(
+            "interp.cli.reporting:Report",
+            "Write a run as one HTML file: tables, figures, and its captions, token by token.",
+            ("interp report runs/first", "interp report runs/first --look 0 --out first.html"),
         ),
         "figures": Command(
             "interp.cli.figures:Figures",
@@ -139,6 +152,11 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp patch --image without.png --source with.png --prompt 'Is there a knife in the image?'",
                 "interp patch --image photo.png --image-free blank --site resid_post --over position --out patching",
             ),
+        ),
+        "lab": Command(
+            "interp.cli.lab:Lab",
+            "Open the notebooks in JupyterLab, in a copy of them.",
+            ("interp lab", "interp lab my-notebooks --copy-only"),
         ),
         "methods": Command(
             "interp.cli.running:Methods",

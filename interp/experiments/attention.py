@@ -230,7 +230,11 @@ def run_survey(config: SurveyConfig) -> Survey | None:
 
     Under a launcher of several processes the first one returns the survey, the others None when all is written.
     """
-    setup = Setup.of(config)
+    return survey(Setup.of(config), config)
+
+
+def survey(setup: Setup, config: SurveyConfig) -> Survey | None:
+    """The attention over a setup's images."""
     settings = {"prompt": config.data.prompt, "max_new_tokens": config.max_new_tokens, "eps": config.eps}
     manifest = setup.manifest("attention", config, **settings)
     out = setup.folder("attention-", config, manifest)
@@ -247,9 +251,9 @@ def run_survey(config: SurveyConfig) -> Survey | None:
             raise ValueError(f"no image came through; {out / 'failures.jsonl'} says why")
         tokens = top_tokens([t for r in records for t in r.tokens], len(records))
         empty = sum(not r.n_tokens for r in records)
-        survey = Survey(config, ImageMeans(records), tokens, out, empty, len(run.failures))
-        write_survey(survey)
-        return survey
+        found = Survey(config, ImageMeans(records), tokens, out, empty, len(run.failures))
+        write_survey(found)
+        return found
 
 
 def write_survey(survey: Survey) -> None:

@@ -105,6 +105,7 @@ def caption_records(
                 seconds=round(seconds, 4),
                 kv_bytes=generation.cache_bytes // len(samples),
                 tokens=tokens,
+                ends=ends,
                 heads=steered.heads[-1].heads[row].nonzero().tolist() if steered.heads else None,
                 **({} if trace is None else _looked_into(trace, text, ends, top_k)),
             )

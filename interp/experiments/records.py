@@ -62,7 +62,8 @@ class MentionRecord:
 class CaptionRecord(ImageRecord):
     """A caption with the objects it names, and what it cost (seconds and bytes are a batch's, shared out evenly).
 
-    `tokens` are the ids that were written.  `heads`: the `[layer, head]` pairs the method chose, if it chooses.
+    `tokens` are the ids that were written, `ends` the length of the text up to and with each of them.
+     `heads`: the `[layer, head]` pairs the method chose, if it chooses.
     Where the caption was looked into: T-VHD and probability of each token, VHD `[layer, head]` at the first step,
     and the tokens from `start` to `stop` of each sentence.
     """
@@ -79,6 +80,7 @@ class CaptionRecord(ImageRecord):
     probability: Numbers | None = None
     vhd: Numbers | None = None
     sentences: tuple[tuple[int, int], ...] | None = None
+    ends: Numbers | None = None
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ class Summary:
         if self.failures:
             lines += ["", f"{self.failures} captions failed ({self.out / 'failures.jsonl'}): the table is of the other"]
             lines[-1] += f" {len(self.image_ids)} images; run again to try them once more"
-        return "\n".join([*lines, "", f"results: {self.out}"])
+        look = f"the captions, to look through: interp report {self.out}"
+        return "\n".join([*lines, "", f"results: {self.out}", look])
 
 
 def without_nan(value: Any) -> Any:
@@ -265,6 +266,14 @@ def summarised(
         curve,
         len(failures),
     )
+
+
+def versus(records: Sequence[CaptionRecord], ours: str, theirs: str, seed: int = 0) -> dict[str, Interval]:
+    """Each rate of one method minus another's on the same images, with its paired interval."""
+    common = common_images(records, [ours, theirs])
+    both = [_in_order(records, common, name) for name in (ours, theirs)]
+    vocabulary = _vocabulary([*both[0], *both[1]])
+    return differences(_counts(vocabulary, both[0]), _counts(vocabulary, both[1]), _rates, seed=seed)
 
 
 def _traced(words: Sequence[WordRecord]) -> list[WordRecord]:

@@ -1,9 +1,10 @@
 """How every figure looks: canvas sizes that stay readable in a README, colour-blind safe colours, fitted labels."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,20 +23,34 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
 SHARE = (0.0, 100.0)
 """Limits of a share in percent."""
-styled = matplotlib.rc_context(
-    {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.labelsize": 9,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "legend.fontsize": 8.5,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-)
-"""Decorator of a figure function: its settings hold inside it and nowhere else."""
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a figure function: its settings hold inside it and nowhere else.
+
+    The backend is loaded before: a notebook's says that figures are shown, and that must outlive the settings.
+    """
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        plt.draw_if_interactive()
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def new_axes(ax: Axes | None, height: float, width: float = NARROW) -> Axes:

@@ -14,6 +14,8 @@ from interp import plots
 from interp.metrics.vhd import default_top_k, token_divergence
 from interp.models import LVLM, Head, Inputs
 from interp.trace.divergence import TokenTrace, token_vhd, vhd
+from interp.views.caption import CaptionView
+from interp.views.head_map import HeadMap
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ class HeadsReport:
             for token, value, p in zip(self.tokens, self.t_vhd, self.probability, strict=True):
                 lines.append(f"{token!r:<20} {value:7.2f}          {p:.3f}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The map to point at, and the caption under it, in a notebook."""
+        shown = HeadMap(self.vhd, "VHD", "VHD at the first step")._repr_html_()
+        if not self.tokens:
+            return shown
+        unknown = (None,) * len(self.tokens)
+        caption = CaptionView(self.tokens, self.t_vhd, self.probability, unknown, unknown, self.config.top_k or 1)
+        return shown + caption._repr_html_()
 
     def write(self, out: Path) -> None:
         """Save `heads.csv`, `tokens.csv`, `vhd.npz`, the figures and the settings in a folder."""

@@ -15,6 +15,9 @@ from interp.models import LVLM, Head, Heads, Inputs, read
 from interp.models.layout import Piece, layout
 from interp.trace.attention import attention_statistics
 
+FINEST = 12
+"""Rows and columns at most of a coarse map; finer grids of image tokens are added up."""
+
 
 @dataclass(frozen=True)
 class Overlay:
@@ -46,6 +49,15 @@ def spread(pieces: Sequence[Piece], attention: Float[np.ndarray, " token"], size
         each = attention[piece.tokens] / np.maximum(pixels, 1)
         heat[np.ix_(down, across)] += each[np.ix_(row[down], column[across])]
     return heat
+
+
+def coarse(pieces: Sequence[Piece], attention: Float[np.ndarray, " token"]) -> Float[np.ndarray, "row column"]:
+    """The attention of tokens as a grid over the picture, of at most `FINEST` rows and columns; its sum is kept."""
+    rows = max(round(p.tokens.shape[0] / (p.box[3] - p.box[1])) for p in pieces)
+    columns = max(round(p.tokens.shape[1] / (p.box[2] - p.box[0])) for p in pieces)
+    fine = spread(pieces, attention, (columns, rows))
+    edges = [np.linspace(0, n, min(n, FINEST) + 1).round().astype(int)[:-1] for n in (rows, columns)]
+    return np.add.reduceat(np.add.reduceat(fine, edges[0], axis=0), edges[1], axis=1)
 
 
 def find_word(model: LVLM, caption: Int[Tensor, " token"], word: str, nth: int | None = None) -> int:
