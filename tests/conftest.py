@@ -1,7 +1,8 @@
-"""Fixtures: the bundled model, a random one of another shape, and scenes."""
+"""Fixtures: the bundled model, a random one of another shape, scenes, and a decoder in training."""
 
 import os
 import shutil
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 
 from interp.models import LVLM, Inputs, load
+from interp.testbed import decoders
 from interp.testbed.build import build_config, build_model, build_processor
 from interp.testbed.draw import draw
+from interp.testbed.steps import Run
 from interp.testbed.world import scene
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -50,6 +53,17 @@ def pictures() -> list[Image.Image]:
 def inputs(model: LVLM, pictures: list[Image.Image]) -> Inputs:
     """The pictures with prompts of different lengths, so that rows are padded."""
     return model.inputs(pictures, [PROMPT, "Is there a fork in the image?", PROMPT, "Describe this image."])
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> Path:
+    """A decoder of one layer after four steps on a few words, with the weights after each step beside its folder."""
+    out = tmp_path_factory.mktemp("decoder")
+    recipe = decoders.DecoderRecipe(layers=1, heads=2, width=16, steps=4, batch=2, warmup=1, vocabulary=300, length=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "python_documentation", lambda: "A cat sat on the mat. " * 6000)
+        decoders.train_decoder(out, "tiny", recipe, Run(compile=False))
+    return out / "tiny"
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ BASE = {"metrics", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "evaluate": set(),
+    "english": set(),
     "folder": set(),
     "pictures": set(),
-    "testbed": {"folder", *BASE},
+    "testbed": {"english", "folder", *BASE},
     "models": {"testbed", "pictures"},
     "trace": {"models", "metrics"},
     "interventions": {"plugins", "trace", "models", "metrics"},
@@ -26,11 +27,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "views": {"attribution", "trace", "models", "plots", "pictures", *BASE},
     "experiments": {
         *("attribution", "interventions", "trace", "models", "data", "sources", "plugins", "plots", "folder"),
+        "english",
         *("pictures", *BASE),
+    },
+    "bench": {
+        *("attribution", "data", "evaluate", "experiments", "folder", "interventions", "models", "plots", "testbed"),
+        "trace",
     },
     "claims": {"experiments", "attribution", "interventions", "trace", "models", "folder", *BASE},
     "report": {"experiments", "views", "trace", "models", "plots", "folder", "pictures", *BASE},
-    "bench": {"experiments", "trace", "models", "testbed"},
     "integrations": {"experiments", "interventions", "models"},
     "__main__": {"cli"},
     "cli": {
@@ -54,14 +59,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part of the package may import beside itself."""
 INSIDE: dict[str, list[set[str]]] = {
     "interventions": [{"base", "directions"}, {"primitives"}, {"methods"}, {"registry"}],
-    "plots": [{"names", "placing", "style"}, {"heads"}, {"attention", "methods", "sweeps", "words"}, {"redraw"}],
+    "plots": [
+        {"names", "placing", "style"},
+        {"heads"},
+        {"attention", "lens", "methods", "sinks", "speed", "sweeps", "words"},
+        {"redraw"},
+    ],
     "models": [
         {"compat", "families", "inputs", "encoding", "smollm2"},
         {"kernels", "generation"},
         {"steering"},
         {"lvlm"},
-        {"sites", "image_free", "layout"},
-        {"doctor", "gradients"},
+        {"sites", "image_free", "layout", "resuming"},
+        {"checkpoints", "doctor", "gradients"},
         {"loading"},
     ],
 }

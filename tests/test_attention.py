@@ -16,7 +16,8 @@ from interp import cli
 from interp.experiments import attention as survey_module
 from interp.experiments.attention import ImageMeans, SurveyConfig, kind_of, run_survey, top_tokens
 from interp.experiments.records import AttentionRecord, RecordFile, TokenSums, read_records
-from interp.experiments.sinks import SinksConfig, measure_sinks
+from interp.experiments.sinks import SinksConfig
+from interp.experiments.sinks_report import report_sinks
 from interp.metrics import attention as metrics
 from interp.metrics.attention import FRACTIONS, RECALLS, sparsity
 from interp.models import LVLM, AttentionCall, Head, Inputs, load, read
@@ -184,9 +185,9 @@ def test_the_inside_of_tokens_equals_a_slow_computation(model, inputs):
 def test_a_planted_sink_is_found_and_none_is_made_up(model):
     planted = load("testbed-sink")
     config = SinksConfig(inputs="natural,repeated", n=16)
-    with_sink, without = measure_sinks(planted, config), measure_sinks(model, config)
-    assert with_sink.rows[0].sink_1 > 15 > 5 > without.rows[0].sink_1
-    assert with_sink.rows[1].sink_1 == 0, "a repeated token has no first among equals"
+    with_sink, without = report_sinks(planted, config), report_sinks(model, config)
+    assert with_sink.rows[0].sink_1.mean > 15 > 5 > without.rows[0].sink_1.mean
+    assert with_sink.rows[1].sink_1.mean == 0, "a repeated token has no first among equals"
     assert with_sink.heads["natural"].shape == (planted.n_layers, planted.n_heads)
 
 
@@ -209,9 +210,9 @@ def test_the_kinds_of_input(model):
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3-text", "qwen3"])
 def test_sinks_of_text_models(name):
-    report = measure_sinks(load(*build(name)), SinksConfig(inputs="random,repeated", n=4, length=32))
+    report = report_sinks(load(*build(name)), SinksConfig(inputs="random,repeated", n=4, length="32"))
     assert [row.kind for row in report.rows] == ["random", "repeated"]
-    assert all(0 <= row.sink_1 <= 100 for row in report.rows)
+    assert all(0 <= row.sink_1.mean <= 100 for row in report.rows)
 
 
 def test_attention_spreads_over_its_pieces():

@@ -23,7 +23,7 @@ from interp.interventions import (
     describe_methods,
     parse_method,
 )
-from interp.interventions.methods.snapkv import KeptOfPrompt
+from interp.interventions.primitives.hidden_keys import Left
 from interp.interventions.registry import written
 from interp.models import AttentionCall, load
 from interp.models.kernels import watched
@@ -142,34 +142,33 @@ def test_what_each_baseline_keeps_by_hand():
     assert streaming == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
     # received before the last query: 2.1, 0.6, 0.3; with it 2.2, 0.8, 0.6, 0.4: one heavy hitter, one latest key
     assert seen_by(H2O(keep=0.5, evict=False), a)[0, 0, 3].int().tolist() == [1, 0, 0, 1]
-    notes = KeptOfPrompt()
+    notes = Left()
     seen = seen_by(SnapKV(keep=0.5, window=1, pool=1), a, notes)
     assert torch.equal(seen[0, 0], torch.ones(4, 4).tril().bool()), "the prefill sees everything"
-    assert notes.kept is not None
-    assert notes.kept[0, 0].tolist() == [False, True, True, True], "two of three, and the window"
+    assert notes.alive is not None
+    assert notes.alive[0, 0].tolist() == [False, True, True, True], "two of three, and the window"
 
 
-def test_fastv_hides_most_image_tokens_from_later_layers(model, pictures):
+def test_fastv_hides_most_image_tokens_from_later_layers(model, pictures, monkeypatch):
     inputs = model.inputs(pictures[:2], "Please describe this image in detail.")
-    seen: dict[int, torch.Tensor] = {}
+    masks: list[torch.Tensor] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        if attn_mask is not None:
+            masks.append(attn_mask)
+        return kernel(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     with FastV(keep=0.25, layer=3)(model):
-
-        def spy(layer: int) -> Any:
-            def after(_: Any, __: Any, out: Any) -> None:
-                if out[1] is not None:
-                    seen[layer] = out[1]
-
-            return model.part(layer, "self_attn").register_forward_hook(after)
-
-        handles = [spy(layer) for layer in range(model.n_layers)]
-        model.generate(inputs, max_new_tokens=1)
-        for handle in handles:
-            handle.remove()
-    assert sorted(seen) == list(range(3, model.n_layers)), "before that layer the fast kernel stays"
-    for pattern in seen.values():
+        found = model.generate(inputs, max_new_tokens=2, min_new_tokens=2)
+    assert len(masks) == model.n_layers - 3, "before that layer nothing changes; after the prompt the others are gone"
+    for mask in masks:
         for row in range(2):
-            looked = pattern[row, :, -1, inputs.image_mask[row]]
-            assert (looked > 0).any(0).sum() == 16, "a quarter of 64, the same for all heads"
+            assert mask[row, 0, -1, inputs.image_mask[row]].sum() == 16, "a quarter of 64, the same for all heads"
+    whole = model.generate(inputs, max_new_tokens=2, min_new_tokens=2).cache_bytes
+    n = inputs.input_ids.shape[1] + 1
+    assert found.cache_bytes / whole == pytest.approx((3 + (model.n_layers - 3) * (n - 48) / n) / model.n_layers)
 
 
 def test_pai_looks_more_at_the_picture(model, pictures):

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_attention import full_maps
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from interp.english import reference_manual
 from interp.evaluate.objects import ObjectParser
+from interp.experiments.sinks import measure
+from interp.metrics.attention import received
 from interp.models import load
 from interp.models import smollm2 as door
 from interp.testbed import WEIGHTS
@@ -19,6 +23,8 @@ from interp.testbed.score import describe, judge
 from interp.testbed.smollm2 import SMOLLM2, AdapterRecipe, train_smollm2
 from interp.testbed.steps import Run
 from interp.testbed.world import scene
+from interp.trace.attention import attention_statistics
+from interp.trace.sinks import sequences
 
 TINY = AdapterRecipe(steps=2, batch=2, warmup=1, warm_start_steps=2, rank=2, alpha=4.0)
 TINY_RUN = Run(scenes=8, compile=False, checkpoint_seconds=0.0)
@@ -66,6 +72,18 @@ def test_smollm2_is_the_model_that_the_package_describes(converted):
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
     inputs = model.inputs([()], "What is the capital of France?")
     assert "Paris" in model.generate(inputs, max_new_tokens=12).texts[0]
+
+
+def test_sinks_of_smollm2_equal_those_of_full_maps(converted):
+    """Streamed statistics against eager's maps on the same sequences; the sink is there, on the first token."""
+    model = load("smollm2", check=False)
+    inputs = sequences(model, "natural", 2, 48, text=reference_manual())
+    stats, maps = attention_statistics(model, inputs), full_maps(model, inputs)
+    torch.testing.assert_close(stats.received, received(maps), rtol=1e-5, atol=1e-5)
+    row = measure(model, inputs, "natural").row
+    assert row.sink_1.mean == pytest.approx(100 * (received(maps)[..., 0] > 0.3).float().mean().item(), abs=1e-4)
+    assert row.sink_1.mean > 40
+    assert row.tokens[0].text == "<|im_start|>"
 
 
 def test_a_folder_is_made_in_one_piece(tmp_path):

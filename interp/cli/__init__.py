@@ -19,12 +19,17 @@ from interp.cli.commands import COMMANDS, SECTIONS
 OK, FAILED, MISTAKE, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 """Exit codes: done; some items failed; a user's mistake; Ctrl-C; whoever reads the output went away."""
 
+WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Read by OpenMP when torch is imported: threads that wait sleep.  By default they spin, and processes that
+spin on one core are many times slower."""
+
 _INTERRUPTED = "interp: interrupted; what writes a folder goes on where it stopped when started again"
 _EXIT_CODES = "Exit codes: 0 done, 1 some items failed, 2 a mistake in what was asked, 130 interrupted."
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `interp` command; ends the process unless the exit code is 0."""
+    os.environ.setdefault(*WAITING)
     try:
         code = _run(list(sys.argv[1:] if args is None else args))
         sys.stdout.flush()

@@ -126,8 +126,16 @@ SECTIONS: dict[str, dict[str, Command]] = {
         ),
         "sinks": Command(
             "interp.cli.looking:Sinks",
-            "How often the first token of a text is an attention sink, and what it looks like inside.",
-            ("interp sinks --model testbed-sink", "interp sinks --inputs natural,repeated --n 8 --out runs/sinks"),
+            "How often the first token is an attention sink, what it looks like inside, and over a training.",
+            (
+                "interp sinks --model testbed-sink --length 32,64x8 --out runs/sinks",
+                "interp sinks --checkpoints runs/decoders/planted-softmax.steps --inputs natural --out runs/steps",
+            ),
+        ),
+        "unsink": Command(
+            "interp.cli.looking:Unsink",
+            "What a model loses where its attention sink is masked, drained or penalised.",
+            ("interp unsink --model testbed-sink", "interp unsink --model smollm2 --text python --out runs/unsink"),
         ),
         "lens": Command(
             "interp.cli.inspecting:Lens",
@@ -212,6 +220,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp testbed doses --run runs/prior --limit 50 --out runs/dose",
             ),
         ),
+        "testbed decoders": Command(
+            "interp.cli.testbed:Decoders",
+            "Train small decoders on English, and measure when an attention sink appears, by kernel and recipe.",
+            (
+                "interp testbed decoders --recipes planted-kernels --out figures/sinks-training",
+                "interp testbed decoders --recipes softmax,fixed --steps 40 --run runs/short --out runs/short/figures",
+            ),
+        ),
         "testbed export": Command(
             "interp.cli.testbed:Export",
             "Write testbed scenes as a COCO-format folder with POPE questions.",
@@ -225,8 +241,21 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Draw a contact sheet of the testbed's scenes.",
             ("interp testbed show --out testbed.png", "interp testbed show --columns 4 --out small.png"),
         ),
+        "bench table": Command(
+            "interp.bench.command:BenchTable",
+            "Speed of every method and measurement beside its reference, on one size of model.",
+            (
+                "interp bench table --size testbed --out runs/bench",
+                "interp bench table --size smollm2 --rows greedy,vhr --repeats 3 --out runs/bench",
+            ),
+        ),
+        "bench ranks": Command(
+            "interp.bench.command:BenchRanks",
+            "Many processes of one study with a stand-in for the model: killed, slow, on a slow shared file system.",
+            ("interp bench ranks --ranks 8 --images 64", "interp bench ranks --ranks 64 --out runs/ranks.json"),
+        ),
         "bench attention": Command(
-            "interp.bench:BenchAttention",
+            "interp.bench.attention:BenchAttention",
             "Memory and time of attention statistics against keeping all maps.",
             ("interp bench attention --out runs/bench", "interp bench attention --help"),
         ),

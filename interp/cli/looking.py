@@ -12,7 +12,10 @@ from interp.cli.picture import Shown, show
 from interp.cli.testbed import at_least_one
 from interp.experiments.config import ModelConfig
 from interp.experiments.setup import open_model
-from interp.experiments.sinks import SinksConfig, run_sinks
+from interp.experiments.sink_checkpoints import run_checkpoints
+from interp.experiments.sinks import SinksConfig
+from interp.experiments.sinks_report import run_sinks
+from interp.experiments.unsink import UnsinkConfig, run_unsink
 from interp.models import LVLM, Head, diagnose
 from interp.views.heads import HeadsConfig, look
 from interp.views.overlay import overlay
@@ -141,13 +144,31 @@ class Overlay(OnePicture):
 @flat
 @dataclass(frozen=True)
 class Sinks(Unchecked, SinksConfig):
-    """How often the first token of a text is an attention sink, by kind of input, and what it looks like inside."""
+    """How often the first token of a text is an attention sink, by kind of input and length, and how it looks inside.
+
+    With --checkpoints the same over a training.
+    """
 
     model: UncheckedModel = TESTBED
 
     def __call__(self) -> None:
         """Measure and print the table."""
         config = checked(self, SinksConfig)
-        print(run_sinks(config))
+        print(run_sinks(config) if config.checkpoints is None else run_checkpoints(config))
+        if config.out is not None:
+            print(f"written: {config.out}")
+
+
+@flat
+@dataclass(frozen=True)
+class Unsink(Unchecked, UnsinkConfig):
+    """What a model loses where its sink is masked, drained or penalised, and which heads rest on it."""
+
+    model: UncheckedModel = TESTBED
+
+    def __call__(self) -> None:
+        """Measure and print the table."""
+        config = checked(self, UnsinkConfig)
+        print(run_unsink(config))
         if config.out is not None:
             print(f"written: {config.out}")

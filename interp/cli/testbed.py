@@ -1,18 +1,21 @@
 """Commands of the bundled testbed."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from transformers import AutoProcessor
 
-from interp.folder import locked
+from interp.folder import locked, write_text
 from interp.models import known_device, load
 from interp.models.smollm2 import converted_smollm2
+from interp.plots import draw_emergence
 from interp.testbed import WEIGHTS
 from interp.testbed.card import write_card
+from interp.testbed.decoders import DECODERS, chosen_recipes, data_of, groups_of, train_decoder
 from interp.testbed.dose import draw_doses, examine_dose
+from interp.testbed.emergence import Emergence, emerge, table
 from interp.testbed.export import contact_sheet, export
 from interp.testbed.prior import PRIOR, at_dose, kept_doses, train_prior
 from interp.testbed.score import examine
@@ -162,6 +165,45 @@ class Doses:
             path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         draw_doses(rows, out / "dose.png")
         print(f"{len(rows)} doses: {path}, {out / 'dose.png'}")
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """Train small decoders on English, one factor changed in each, and measure when an attention sink appears."""
+
+    recipes: str = "all"
+    """Comma-separated recipes or groups of them (usual-kernels, usual-factors, planted-kernels, planted-factors)."""
+    run: str = "runs/decoders"
+    """Folder of the trainings; those that are done are not done again."""
+    out: str = "figures/sinks-training"
+    """Folder for emergence.json and the figures."""
+    steps: int | None = None
+    """Steps of every training in place of the recipes' own."""
+    n: int = 64
+    """Held-out sequences at each of the kept steps."""
+    seed: int = 0
+    """Seed of weights and data."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+
+    def __call__(self) -> None:
+        """Train, measure, draw."""
+        at_least_one(steps=self.steps, n=self.n)
+        known_device(self.device)
+        names = chosen_recipes(self.recipes)
+        work, out = Path(self.run), Path(self.out)
+        found: dict[str, list[Emergence]] = {}
+        with locked(work):
+            for name in names:
+                recipe = DECODERS[name] if self.steps is None else replace(DECODERS[name], steps=self.steps)
+                train_decoder(work, name, recipe, Run(seed=self.seed, device=self.device, compile=False))
+                found[name] = emerge(work, name, recipe, self.n)
+        out.mkdir(parents=True, exist_ok=True)
+        record = {name: {"groups": groups_of(name), "rows": [asdict(r) for r in rows]} for name, rows in found.items()}
+        settings = {"seed": self.seed, "n": self.n, "steps": self.steps} | data_of(work)
+        write_text(out / "emergence.json", json.dumps({"settings": settings, "recipes": record}, indent=1) + "\n")
+        draw_emergence(out)
+        print(f"{table(found)}\nfigures: {out}")
 
 
 @dataclass(frozen=True)

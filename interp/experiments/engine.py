@@ -2,12 +2,12 @@
 
 Every experiment that goes over images or questions is a `Setup` (model and images, once) and a `Job` (what to do with
 a batch, and the records that gives), which a `Run` works through.  Started by `accelerate launch --num_processes N
--m interp ...`, each process takes every N-th batch and writes a file of its own; the first one joins them in the order
-of a single process.
+-m interp ...`, each process takes every N-th batch, then what others have not begun (`interp.experiments.claims`), and
+writes a file of its own; the first one joins them in the order of a single process.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from interp.experiments.claims import Batch, Claims, by_method, own_and_others
 from interp.experiments.config import RunConfig
 from interp.experiments.manifest import Manifest
 from interp.experiments.reading import read_batches
@@ -204,34 +205,38 @@ class Run:
     def made(self, job: Job[R], config: RunConfig) -> list[R] | None:
         """Make the records that are missing; all of them in the order of one process, None in the other processes."""
         job.check(config.batch_size)
-        done = set(self._records(job))
+        done, claims = set(self._records(job)), Claims.of(self.out, job.stem, self.shard.world)
         if self.shard.rank == 0:  # what failed before is tried again
             for path in self.out.glob("failures*.jsonl"):
                 path.unlink()
+            claims.begin()
         self.shard.wait()  # before anyone writes
-        own = RecordFile(self._own(job.stem), job.kind)
-        failed = RecordFile(self.out / f"failures.{self.shard.rank}.jsonl", FailureRecord)
+        every = [
+            Batch(method, number, tuple(items))
+            for method, name in enumerate(job.names)
+            for number, items in enumerate(cut(job.items, config.batch_size, job.least_rows.get(name, 1)))
+            if any((item, name) not in done for item in items)
+        ]
+        own, others = own_and_others(every, self.shard.rank, self.shard.world)
+        files = (
+            RecordFile(self._own(job.stem), job.kind),
+            RecordFile(self.out / f"failures.{self.shard.rank}.jsonl", FailureRecord),
+        )
         quiet: dict[str, Any] = {"disable": True} if self.shard.rank else {}  # else as TQDM_DISABLE says
         with tqdm(total=len(job.names) * len(job.items), initial=len(done), unit=job.unit, **quiet) as bar:
-            for name in job.names:
-                bar.set_description(name)
-                least = job.least_rows.get(name, 1)
-                mine = cut(job.items, config.batch_size, least)[self.shard.rank :: self.shard.world]
-                left = [batch for batch in mine if any((i, name) not in done for i in batch)]
-                for pairs in read_batches(left, job.load, config.workers):
-                    missing = {i for i, _ in pairs if (i, name) not in done}
-                    wrong = {i: str(e) for i, e in pairs if isinstance(e, Exception)}
-                    readable = [pair for pair in pairs if pair[0] not in wrong]
-                    for part, records in halving(readable, partial(job.work, name), least):
-                        if isinstance(records, str):
-                            wrong |= {i: records for i, _ in part}
-                        else:
-                            own.append(record for record in records if record.item in missing)
-                    failed.append(job.failure(i, name, e) for i, e in wrong.items() if i in missing)
-                    bar.update(len(missing))
-        return self._joined(job)
+            for method, batches in by_method(own):
+                bar.set_description(job.names[method])
+                read = read_batches([b.items for b in batches], job.load, config.workers)
+                for batch, pairs in zip(batches, read, strict=True):
+                    if claims.take(batch):
+                        bar.update(_work(job, job.names[method], pairs, done, *files))
+            for batch in others:
+                if claims.take(batch):
+                    (pairs,) = read_batches([batch.items], job.load)
+                    bar.update(_work(job, job.names[batch.method], pairs, done, *files))
+        return self._joined(job, claims)
 
-    def _joined(self, job: Job[R]) -> list[R] | None:
+    def _joined(self, job: Job[R], claims: Claims) -> list[R] | None:
         """All records in the order of a single process, written as one file."""
         self.shard.wait()
         if self.shard.rank:
@@ -246,6 +251,7 @@ class Run:
             _write(first, job.kind, records)
         for path in (*parts, *others):
             path.unlink()
+        claims.clear()
         return records
 
 
@@ -254,3 +260,24 @@ def _write(path: Path, kind: type[R], records: Sequence[R]) -> None:
     if records:
         with replacing(path) as new:
             RecordFile(new, kind).append(records)
+
+
+def _work(
+    job: Job[R],
+    name: str,
+    pairs: _Pairs,
+    done: Collection[Key],
+    own: RecordFile[R],
+    failed: RecordFile[FailureRecord],
+) -> int:
+    """Make the records of a batch that are missing, and list what fails; how many were missing."""
+    missing = {i for i, _ in pairs if (i, name) not in done}
+    wrong = {i: str(e) for i, e in pairs if isinstance(e, Exception)}
+    readable = [pair for pair in pairs if pair[0] not in wrong]
+    for part, records in halving(readable, partial(job.work, name), job.least_rows.get(name, 1)):
+        if isinstance(records, str):
+            wrong |= {i: records for i, _ in part}
+        else:
+            own.append(record for record in records if record.item in missing)
+    failed.append(job.failure(i, name, e) for i, e in wrong.items() if i in missing)
+    return len(missing)

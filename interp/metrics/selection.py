@@ -20,7 +20,8 @@ def top_mask(
     """
     number = (keep * (scope.sum(-1, keepdim=True) if total is None else total).double() - 1e-9).ceil()
     order = delta.masked_fill(~scope, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    return (order.argsort(dim=-1) < number) & scope
+    best = torch.arange(delta.shape[-1], device=delta.device) < number
+    return torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, best.expand_as(order)) & scope
 
 
 def running_softmax(

@@ -115,6 +115,21 @@ class Inputs:
             pictures=tuple(() for _ in self.pictures),
         )
 
+    def repeated(self, copies: int) -> "Inputs":
+        """The batch so many times over, without what was made of the pictures: for passes that need no more of them."""
+        return replace(
+            self,
+            input_ids=self.input_ids.repeat(copies, 1),
+            attention_mask=self.attention_mask.repeat(copies, 1),
+            position_ids=self.position_ids.repeat(*[1] * (self.position_ids.ndim - 2), copies, 1),
+            image_mask=self.image_mask.repeat(copies, 1),
+            frame_mask=self.frame_mask.repeat(copies, 1),
+            token_types={name: types.repeat(copies, 1) for name, types in self.token_types.items()},
+            pixels={},
+            texts=self.texts * copies,
+            pictures=self.pictures * copies,
+        )
+
     def extended(self, continuations: Sequence[Int[Tensor, " _"]]) -> "Inputs":
         """The batch with one more stretch of tokens a row (of a finished caption, say), padded on the right."""
         if len(continuations) != len(self.input_ids):

@@ -82,7 +82,9 @@ class AttentionCall:
 
 
 Watch = Callable[[AttentionCall], tuple[AttentionCall, Tensor | None] | None]
-"""Sees a call; may return another call to make, and probabilities `[batch, head, query, key]` to make it with."""
+"""Sees a call; may return another call to make, and probabilities `[batch, head, query, key]` to make it with.
+
+Without these the model's own kernel makes the call; its mask must then be one that the backend takes."""
 
 WATCH = "_interp_watch"
 """Where an attention module keeps its open watch: a registered kernel is given nothing else to find it by."""
@@ -114,7 +116,7 @@ def _watched(
         call, pattern = changed
         if pattern is not None:
             return call.head_outputs(pattern), pattern
-        query, key, value = call.query, call.key, call.value
+        query, key, value, mask = call.query, call.key, call.value, call.mask
     return compat.kernel(name, module)(module, query, key, value, mask, **options)
 
 

@@ -123,7 +123,7 @@ class LVLM(Steerable):
     def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch token d_model"]:
         """What goes into the first layer: text embeddings with the pictures merged in; no layer runs."""
         found: list[Tensor] = []
-        with self.in_use(), torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
+        with self.in_use(), compat.traceable(self.hf), torch.no_grad(), self.traced.trace(**inputs.kwargs()) as tracer:
             found.append(self.layer(0, self.traced).input)
             tracer.stop()
         return found[0]
@@ -306,6 +306,7 @@ class LVLM(Steerable):
             defaults = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": inputs.pad_token_id}
             settings = {**defaults, "num_beams": 1, **wanted, "return_dict_in_generate": True}
             stack.enter_context(own_settings(self.hf))
+            stack.enter_context(compat.untraced(self.hf))
             out = self.hf.generate(**inputs.kwargs(), **settings)
         used = self.generation_settings | described(settings) | {"methods": [repr(m) for m in self.methods]}
         return self._written(inputs, out, settings, used)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.models import compat
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall, watched
 from interp.models.lvlm import LVLM
@@ -241,6 +242,7 @@ def run_pass(
     stream, heads = (model.d_model,), (model.n_heads, model.d_head)
     with (
         model.in_use(),
+        compat.traceable(model.hf),
         watched(model.decoder_configs, one.watches) if one.watches else nullcontext(),
         torch.set_grad_enabled(with_gradients),
         root.trace(**inputs.kwargs(), use_cache=False, logits_to_keep=keep or 0, **model.trace_options),

@@ -14,6 +14,7 @@ from interp.plots.attention import bars, sparsity_curves
 from interp.plots.heads import head_heatmap, predicted_against
 from interp.plots.methods import against_controls, chair_against, operating_curve
 from interp.plots.names import readable, setting, settings_of
+from interp.plots.sinks import layer_profiles, mass_against_addition, over_steps, sparsity_by_length, two_maps
 from interp.plots.style import SHARE, limits_of, save
 from interp.plots.sweeps import Curve, sweep_curves
 from interp.plots.words import swap_losses, t_vhd_histograms
@@ -39,6 +40,22 @@ CAUSAL = {
     "causal": ("correct minus hallucinated", CONTRIBUTION),
     "direct_hallucinated": ("written directly for hallucinated words", LOGIT),
     "direct_correct": ("written directly for correct words", LOGIT),
+}
+LAYERS = {
+    "sink_1": "first token is a sink (%)",
+    "hidden": "hidden norm, times the median of the others",
+    "value": "value norm, times the median of the others",
+    "cosine": "cosine of queries with the first key",
+}
+CHECKPOINTS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "first token is a sink (%)": lambda row: row["sink_1"]["mean"],
+    "loss (nats)": lambda row: row["loss"]["mean"],
+    "hidden norm of the first, times the others": lambda row: row["hidden"],
+}
+EMERGENCE: dict[str, Callable[[dict[str, Any]], float]] = {
+    "first token is a sink (%)": lambda row: row["sink"][0],
+    "the bias is a sink (%)": lambda row: row["sink_bias"],
+    "loss on held-out text (nats)": lambda row: row["loss"],
 }
 
 
@@ -181,12 +198,78 @@ def draw_attention(out: Path) -> None:
 
 
 def draw_sinks(out: Path) -> None:
-    """From `sinks.json` and each kind's `.npz`: how often the first token is a sink, all on one scale."""
-    eps = _json(out / "sinks.json")["settings"]["eps"]
-    for path in sorted(out.glob("sink_*.npz")):
-        title = f"{path.stem.removeprefix('sink_')} text: first token receives more than {eps}"
+    """From `sinks.json` and the `.npz` beside it: maps of heads on one scale, profiles by layer, sparsity by length."""
+    found = _json(out / "sinks.json")
+    eps = found["settings"]["eps"]
+    maps = {path.stem.removeprefix("sink_"): path for path in sorted(out.glob("sink_*.npz"))}
+    for kind, path in maps.items():
+        title = f"{kind.replace('_', ' text of length ')} text: first token receives more than {eps}"
+        title = title if "_" not in kind else title.removesuffix(" text")
         ax = head_heatmap(_arrays(path)["first_is_sink_percent"], "% of sequences", title, limits=SHARE)
         save(ax, path.with_suffix(".png"))
+    if (out / "random_weights.npz").exists():
+        titles = (f"{found['model']}: first token receives more than {eps}", "the same with random weights")
+        kind = next(kind for kind in maps if kind.startswith(found["rows"][0]["kind"]))
+        pair = (_arrays(path)["first_is_sink_percent"] for path in (maps[kind], out / "random_weights.npz"))
+        save(two_maps(dict(zip(titles, pair, strict=True)), "% of sequences"), out / "against_random.png")
+    profiles = {p.stem.removeprefix("layers_").replace("_", " "): _arrays(p) for p in sorted(out.glob("layers_*.npz"))}
+    if profiles:
+        measures = {label: {k: v[name] for k, v in profiles.items()} for name, label in LAYERS.items()}
+        save(layer_profiles(measures), out / "layers.png")
+    _draw_lengths(found.get("rows", []), out / "sparsity_length.png")
+
+
+def _draw_lengths(rows: list[dict[str, Any]], path: Path) -> None:
+    """Sparsity against length, where a kind was measured at several."""
+    several = [k for k in dict.fromkeys(r["kind"] for r in rows) if sum(r["kind"] == k for r in rows) > 1]
+    if not several:
+        return
+    lengths = sorted({r["length"] for r in rows})
+    names = {"all keys": "", "without the first token": "_rest"}
+    measures = {}
+    labels = {"share": "share of the keys for 98 % of the attention (%)", "top": "mass of the top 1 % (%)"}
+    for measure, label in labels.items():
+        series = {}
+        for kind in several:
+            mine = sorted((r for r in rows if r["kind"] == kind), key=lambda r: r["length"])
+            for name, suffix in names.items():
+                each = [r[measure + suffix] for r in mine]
+                series[f"{kind}, {name}"] = ([e["mean"] for e in each], [e["error"] for e in each])
+        measures[label] = series
+    save(sparsity_by_length(lengths, measures), path)
+
+
+def draw_checkpoints(out: Path) -> None:
+    """From `checkpoints.json`: `Sink_1`, loss and the first token's hidden norm against the steps of a training."""
+    rows = _json(out / "checkpoints.json")["rows"]
+    kinds = list(dict.fromkeys(r["kind"] for r in rows))
+    measures: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for label, read in CHECKPOINTS.items():
+        measures[label] = {k: _series([r for r in rows if r["kind"] == k], read) for k in kinds}
+    save(over_steps(measures), out / "checkpoints.png")
+
+
+def _series(rows: list[dict[str, Any]], read: Callable[[dict[str, Any]], float]) -> tuple[list[float], list[float]]:
+    ordered = sorted(rows, key=lambda r: r["step"])
+    return [r["step"] for r in ordered], [read(r) for r in ordered]
+
+
+def draw_emergence(out: Path) -> None:
+    """From `emergence.json`: sinks and loss over the training of small decoders, those that belong together at once."""
+    recipes = _json(out / "emergence.json")["recipes"]
+    groups: dict[str, list[str]] = {}
+    for name, found in recipes.items():
+        for group in found["groups"]:
+            groups.setdefault(group, []).append(name)
+    for group, names in groups.items():
+        measures = {label: {n: _series(recipes[n]["rows"], read) for n in names} for label, read in EMERGENCE.items()}
+        save(over_steps(measures), out / f"{group}.png")
+
+
+def draw_unsink(out: Path) -> None:
+    """From `unsink.json` and `heads.npz`: the heads that rest on the first token, and what they add."""
+    heads = _arrays(out / "heads.npz")
+    save(mass_against_addition(heads["mass"], heads["adds"], _json(out / "unsink.json")["model"]), out / "heads.png")
 
 
 RUNS: dict[str, Callable[[Path], None]] = {
@@ -197,6 +280,9 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "cause.json": draw_cause,
     "attention.json": draw_attention,
     "sinks.json": draw_sinks,
+    "checkpoints.json": draw_checkpoints,
+    "emergence.json": draw_emergence,
+    "unsink.json": draw_unsink,
 }
 """The file that tells what a folder is the run of, and what draws its figures."""
 

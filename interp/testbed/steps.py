@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from interp.testbed.batches import Batch, Layout, Sampler
+from interp.testbed.batches import Batch, Layout
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,22 @@ class Schedule:
         """Steps in which queries and keys learn faster and values and outputs hardly."""
         return 0
 
+    def speed(self, parameter: str) -> float:
+        """A factor of the learning rate of a parameter, by its name, in every phase."""
+        return 1.0
 
-class LanguageTask(nn.Module):
+
+class Task(nn.Module):
+    """What is trained: called with a batch's features, text, positions and visibility, it gives what `head` reads."""
+
+    decoder: Any
+    head: Any
+
+
+class LanguageTask(Task):
     """Projector, decoder and language head of a LLaVA model, fed with stored image features."""
 
     projector: Any
-    decoder: Any
-    head: Any
     before: Tensor
 
     def __init__(self, model: Any, layout: Layout) -> None:
@@ -123,7 +132,8 @@ def _optimiser(task: nn.Module, recipe: Schedule, phase_one: bool) -> torch.opti
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in trained(task).items():
         decay = recipe.weight_decay if p.ndim > 1 else 0.0
-        groups.setdefault((_speed(name) if phase_one else 1.0, decay), []).append(p)
+        speed = recipe.speed(name) * (_speed(name) if phase_one else 1.0)
+        groups.setdefault((speed, decay), []).append(p)
     rows = [
         {"params": ps, "lr": recipe.lr, "speed": speed, "weight_decay": decay} for (speed, decay), ps in groups.items()
     ]
@@ -179,7 +189,7 @@ def _keep(task: nn.Module, folder: Path, step: int) -> None:
     save_file(weights, folder / f"step-{step:06d}.safetensors")
 
 
-def run_steps(task: LanguageTask, sampler: Sampler, recipe: Schedule, state: Path, run: Run) -> float:
+def run_steps(task: Task, sampler: Callable[[int], Batch], recipe: Schedule, state: Path, run: Run) -> float:
     """Train to the end of the recipe from the last checkpoint; returns the seconds spent, earlier runs included.
 
     `state` is the checkpoint; with `run.keep_checkpoints` the weights on a logarithmic scale of steps lie beside it.

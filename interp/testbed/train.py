@@ -50,9 +50,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def _initialise_for_sink(model: Any, recipe: Recipe, seed: int) -> None:
+def initialise_for_sink(decoder: Any, recipe: Recipe, begin: int, seed: int) -> None:
+    """Weights from which a sink grows on the token `begin`: large values and outputs, and hardly an embedding of it."""
     torch.manual_seed(seed)
-    decoder = model.model.language_model
     for name, p in decoder.named_parameters():
         if p.ndim < 2:
             continue
@@ -65,7 +65,7 @@ def _initialise_for_sink(model: Any, recipe: Recipe, seed: int) -> None:
         )
         nn.init.normal_(p, std=gain / recipe.width**0.5)
     with torch.no_grad():
-        decoder.embed_tokens.weight[model.config.text_config.bos_token_id] *= 1e-3
+        decoder.embed_tokens.weight[begin] *= 1e-3
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def _initial_model(processor: LlavaProcessor, tower: nn.Module, recipe: Recipe, 
     model = build_model(build_config(processor, **shape, rope_theta=recipe.rope_theta))
     model.model.vision_tower.load_state_dict(tower.state_dict())
     if recipe.sink:
-        _initialise_for_sink(model, recipe, seed)
+        initialise_for_sink(model.model.language_model, recipe, processor.tokenizer.bos_token_id, seed)
     return model.eval()
 
 

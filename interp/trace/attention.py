@@ -3,6 +3,7 @@
 Works under any attention backend.  Memory holds one block of query rows of one layer at a time, never a whole map.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,7 +22,8 @@ from interp.metrics.attention import (
     sparsity,
     squared_selection,
 )
-from interp.models import LVLM, AttentionCall, Inputs, run_with_edits
+from interp.models import LVLM, AttentionCall, Inputs
+from interp.models.sites import SiteEdit, run_pass
 
 GROUPS = ("prefill", "generated")
 """Queries are told apart: those of the prompt, and those of the generated tokens."""
@@ -141,13 +143,21 @@ def _add(
 
 
 def attention_statistics(
-    model: LVLM, inputs: Inputs, n_generated: int = 0, *, with_sparsity: bool = True, block: int = 64
+    model: LVLM,
+    inputs: Inputs,
+    n_generated: int = 0,
+    *,
+    with_sparsity: bool = True,
+    block: int = 64,
+    beside: Iterable[tuple[str, SiteEdit]] = (),
+    keep: int | None = 1,
 ) -> AttentionStatistics:
     """Measure attention in one traced pass.
 
     `inputs` may have been extended by captions (`Inputs.extended`); `n_generated` says by how many places: a
     teacher-forced row is what the decode step of that token computes.  `block` is how many queries are held at once.
-    `with_sparsity=False` leaves out the sparsity curves, the only part that sorts.
+    `with_sparsity=False` leaves out the sparsity curves, the only part that sorts.  `beside` are sites that are watched
+    in the same pass (`run_with_edits`), so that several measurements cost one; `keep` is how many logits they see.
     """
     kinds = token_kinds(inputs, n_generated)
     layers: list[dict[str, Tensor]] = []
@@ -155,7 +165,7 @@ def attention_statistics(
     def watch(_: int, call: AttentionCall) -> None:
         layers.append(_Layer(inputs, kinds, block, with_sparsity).measure(call))
 
-    run_with_edits(model, inputs, {"attention": watch})
+    run_pass(model, inputs, [("attention", watch), *beside], keep, {})
     nothing = torch.empty(len(kinds), model.n_heads, len(GROUPS), 0)
     for layer in layers if not with_sparsity else ():
         layer |= dict.fromkeys(("recall", "share", "recall_rest", "share_rest"), nothing)

@@ -11,13 +11,14 @@ earlier tokens keep what they read by their own choice.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from interp.interventions.base import LAYER, Kept, Method, Preset, Within
+from interp.interventions.primitives.hidden_keys import Left, over, without
 from interp.interventions.primitives.kv_cache import Marks, NotedLayer, attending
 from interp.metrics.selection import top_mask
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
@@ -51,17 +52,27 @@ class FastV(Method):
             return nullcontext(GenerateOptions())
         kept: list[Tensor] = []
 
-        def choose(layer: int, call: AttentionCall, _: NotedLayer, marks: Marks) -> tuple[AttentionCall, Tensor] | None:
+        def choose(
+            layer: int, call: AttentionCall, cache: NotedLayer[Left], marks: Marks
+        ) -> tuple[AttentionCall, Tensor | None] | None:
+            n = call.query.shape[2]
+            for_good = not self.again and call.window is None
+            if for_good and n == 1:
+                return None if layer == self.layer - 1 else (over(call, cache, cache.notes), None)
             image, _generated = marks.rows(call, call.key.shape[2])
             if layer == self.layer - 1:  # shows where the last prompt token looks; attends as ever
-                if self.again or call.query.shape[2] > 1:
-                    last = call.block(call.query.shape[2] - 1, call.query.shape[2]).pattern()[:, :, 0].float().mean(1)
+                if self.again or n > 1:
+                    last = call.block(n - 1, n).pattern()[:, :, 0].float().mean(1)
                     number = (self.keep * image.sum(-1, keepdim=True)).round().long()
                     kept[:] = [top_mask(last, image, 1.0, number)]
                 return None
             # beams of one prompt keep the same tokens, so rows need not follow them
             stays = torch.nn.functional.pad(kept[0], (0, image.shape[1] - kept[0].shape[1])).to(image.device)
-            scores = call.scores().masked_fill((image & ~stays)[:, None, None], -torch.inf)
-            return call, call.pattern(scores)
+            gone = image & ~stays
+            if for_good:
+                real = call.visible[:, :, -1] & ~gone[:, None]
+                without(call, cache, real.expand(*call.query.shape[:2], -1))
+            seen = call.visible & ~gone[:, None, None]
+            return replace(call, mask=seen | ~seen.any(-1, keepdim=True)), None
 
-        return attending(model, inputs, choose, layers=range(self.layer - 1, model.n_layers))
+        return attending(model, inputs, choose, Left, layers=range(self.layer - 1, model.n_layers))

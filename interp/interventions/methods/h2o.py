@@ -10,25 +10,27 @@ generation there kept a fifth.  `evict=false` is how interp read it before: a sh
 the prompt is read, by the attention that would have been paid, and keys may be seen again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from interp.interventions.base import Kept
-from interp.interventions.primitives.hidden_keys import HidesKeys, Seen
-from interp.interventions.primitives.kv_cache import Notes, received_so_far
+from interp.interventions.primitives.hidden_keys import HidesKeys, Left, Seen, left, without
+from interp.interventions.primitives.kv_cache import NotedLayer, received_so_far
 from interp.metrics.selection import top_mask
 from interp.models import AttentionCall
 
+BLOCK = 128
+"""How many queries of the prompt are looked at in one piece."""
+
 
 @dataclass
-class Received(Notes):
-    """The attention `[batch, head, key]` each key has received, which keys are left, and how many stay of a kind."""
+class Received(Left):
+    """Beside which keys are left: the attention `[batch, head, key]` each has received, and how many stay of a kind."""
 
     received: Tensor | None = None
-    alive: Tensor | None = None
     budget: Tensor | None = None
 
 
@@ -64,20 +66,48 @@ class H2O(HidesKeys):
 
     def _left(self, visible: Seen, pattern: Tensor, notes: Received) -> Seen:
         """What has not been evicted: the prompt sees all of itself, a later query what is left and itself."""
-        if notes.alive is None or notes.received is None or notes.budget is None:
-            notes.received, notes.alive = pattern.float().sum(2), visible[:, :, -1].clone()
-            n_prompt = notes.alive.any(1).sum(-1)
-            notes.budget = (self.keep / 2 * n_prompt + 1e-9).long()
+        if notes.alive is None or notes.received is None:
+            self._begin(notes, pattern.float().sum(2), visible[:, :, -1].clone())
             return visible
-        alive, budget = notes.alive, notes.budget[:, None, None]
+        notes.alive = torch.nn.functional.pad(self._stays(notes.alive, notes), (0, 1), value=True)
+        paid = (pattern.float() * notes.alive[:, :, None])[:, :, 0]
+        paid = paid / paid.sum(-1, keepdim=True)
+        notes.received = torch.nn.functional.pad(notes.received, (0, 1)) + paid
+        return notes.alive[:, :, None] & visible
+
+    def _begin(self, notes: Received, received: Tensor, alive: Tensor) -> None:
+        """What the prompt has paid, and the budgets that its length gives."""
+        notes.received, notes.alive = received, alive
+        notes.budget = (self.keep / 2 * alive.any(1).sum(-1) + 1e-9).long()
+
+    def _stays(self, alive: Tensor, notes: Received) -> Tensor:
+        """Of the keys that are left, those that stay for the next query."""
+        assert notes.received is not None, "the prompt comes first"
+        assert notes.budget is not None, "the prompt comes first"
+        budget = notes.budget[:, None, None]
         place = alive.int().cumsum(-1)
         full = place[..., -1:] > 2 * budget
         recent = alive & (place > place[..., -1:] - budget)
         old = alive & ~recent
         heavy = top_mask(notes.received, old, 1.0, budget.expand(*old.shape[:2], 1))
-        stays = torch.where(full, recent | heavy, alive)
-        notes.alive = torch.nn.functional.pad(stays, (0, 1), value=True)
-        paid = (pattern.float() * notes.alive[:, :, None])[:, :, 0]
-        paid = paid / paid.sum(-1, keepdim=True)
-        notes.received = torch.nn.functional.pad(notes.received, (0, 1)) + paid
-        return notes.alive[:, :, None] & visible
+        return torch.where(full, recent | heavy, alive)
+
+    def attends(self, call: AttentionCall, cache: NotedLayer[Received]) -> tuple[AttentionCall, Tensor | None] | None:
+        """The same where what is evicted leaves the cache; a layer with a window hides."""
+        notes, n = cache.notes, call.query.shape[2]
+        if not self.evict or call.window is not None:
+            return super().attends(call, cache)
+        if n > 1:
+            blocks = [call.block(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+            received = torch.stack([block.pattern().float().sum(2) for block in blocks]).sum(0)
+            self._begin(notes, received, call.visible[:, :, -1].expand(*call.query.shape[:2], -1).clone())
+            return None
+        assert notes.received is not None, "the prompt comes first"
+        notes.received = torch.nn.functional.pad(notes.received, (0, 1))
+        alive = left(call, notes)
+        before = replace(notes, received=notes.received[..., :-1])
+        stays = torch.nn.functional.pad(self._stays(alive[..., :-1], before), (0, 1), value=True)
+        call = without(call, cache, stays, "received")
+        pattern = call.pattern()
+        notes.received = notes.received + pattern[:, :, 0].float()
+        return call, pattern

@@ -161,37 +161,42 @@ class _Edit:
 
     def at(self, layer: int) -> Any:
         heads = self.by_layer[layer]
+        chosen = torch.zeros(self.model.n_heads, 1, dtype=torch.bool, device=self.model.device)
+        chosen[heads] = True
 
         def before(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            z, now = self.model.by_head(args[0]), self.model.now
+            now = self.model.now
             if now.owner is self:
-                self.other[layer] = z[..., heads, :].clone()
+                self.other[layer] = self.model.by_head(args[0])[..., heads, :].clone()
                 return None
             if not self.method.acts_on(now.name):
                 return None
-            index = self.positions(z.shape[1], z.device).nonzero()[:, 0]
-            if not len(index):
+            start, stop = self.positions(args[0].shape[1])
+            if start == stop:
                 return None
-            z = z.clone()
-            z_new = self.new(layer, z[:, index][:, :, heads], len(index))
-            z[:, index[:, None], torch.tensor(heads, device=z.device)] = z_new.to(z)
-            return (z.reshape(args[0].shape),)
+            z = self.model.by_head(args[0])[:, start:stop]
+            edited = torch.where(chosen.to(z.device), self.new(layer, z), z).flatten(-2)
+            if stop - start < args[0].shape[1]:
+                edited = torch.cat([args[0][:, :start], edited, args[0][:, stop:]], 1)
+            return (edited,)
 
         return before
 
-    def positions(self, n_tokens: int, device: Any) -> Tensor:
-        """Which positions of this pass are edited."""
+    def positions(self, n_tokens: int) -> tuple[int, int]:
+        """The first position of this pass that is edited, and the one after the last."""
         last = min(self.inputs.input_ids.shape[1], n_tokens) - 1  # an image-free prompt may be shorter
-        generated = torch.arange(n_tokens, device=device) >= (0 if self.model.now.goes_on(n_tokens) else last)
+        begins = 0 if self.model.now.goes_on(n_tokens) else last
         steps = "generated" if self.replaced else self.method.steps
-        return {"all": torch.ones_like(generated), "prompt": ~generated, "generated": generated}[steps]
+        return {"all": (0, n_tokens), "prompt": (0, begins), "generated": (begins, n_tokens)}[steps]
 
-    def new(self, layer: int, z: Tensor, n: int) -> Tensor:
-        """The output of this layer's chosen heads in place of `z` `[row, position, head, d_head]`."""
+    def new(self, layer: int, z: Tensor) -> Tensor:
+        """The output of a layer's chosen heads in place of `z` `[row, position, head, d_head]`; of others, anything."""
         if self.method.op == "scale":
             return z * self.method.factor
         if self.method.op == "zero":
-            return torch.zeros_like(z)
-        if self.method.op == "mean":
-            return self.means[layer, self.by_layer[layer]].expand_as(z)
-        return self.other[layer][:, -n:]
+            return z.new_zeros(())
+        found = z.clone()
+        heads = torch.tensor(self.by_layer[layer], device=z.device)
+        of_mean = self.method.op == "mean"
+        found[:, :, heads] = (self.means[layer, heads] if of_mean else self.other[layer][:, -z.shape[1] :]).to(z)
+        return found

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from interp.interventions.base import Method, Preset, Seed, Share, Weight, Within
-from interp.interventions.primitives.contrast import Contrast, WeakerReader, drawing
+from interp.interventions.primitives.contrast import Contrast, drawing
+from interp.interventions.primitives.side_by_side import SideBySide
 from interp.models import LVLM, GenerateOptions, Inputs
 
 DISTURBANCES = {
@@ -76,7 +77,7 @@ class ICD(Method):
         if not self.alpha:
             yield GenerateOptions()
             return
-        phi = WeakerReader(model, disturbed(model, inputs, DISTURBANCES[self.instruction]))
+        phi = SideBySide(model, disturbed(model, inputs, DISTURBANCES[self.instruction]))
         contrast = Contrast(phi, self.alpha, self.plausibility)
-        with drawing(self.temperature, self.seed) as drawn:
+        with phi.riding(), drawing(self.temperature, self.seed) as drawn:
             yield GenerateOptions(processors=(contrast,), in_step=True, sampling=drawn)

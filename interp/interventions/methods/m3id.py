@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from interp.interventions.base import Kept, Method, Preset, Share, Within
-from interp.interventions.primitives.contrast import Contrast, WeakerReader
+from interp.interventions.primitives.contrast import Contrast
+from interp.interventions.primitives.side_by_side import SideBySide
 from interp.metrics.contrast import growing_weight
 from interp.models import LVLM, GenerateOptions, Inputs, image_free
 
@@ -67,6 +68,7 @@ class M3ID(Method):
         if not self.gamma:
             yield GenerateOptions()
             return
-        phi = WeakerReader(model, image_free(model, inputs))
+        phi = SideBySide(model, image_free(model, inputs))
         contrast = Contrast(phi, partial(growing_weight, self.gamma), self.plausibility)
-        yield GenerateOptions(processors=(_WhereUnsure(contrast, self.confidence),), in_step=True)
+        with phi.riding():
+            yield GenerateOptions(processors=(_WhereUnsure(contrast, self.confidence),), in_step=True)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from interp.interventions.base import Layers, Method, Preset, Share, Weight, Within
-from interp.interventions.primitives.contrast import Contrast, WeakerReader
+from interp.interventions.primitives.contrast import Contrast
 from interp.interventions.primitives.kv_cache import Marks, NotedLayer, attending
+from interp.interventions.primitives.side_by_side import SideBySide
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs, image_free
 
 
@@ -57,12 +58,17 @@ class PAI(Method):
         """Push attention, and contrast the logits of each step."""
         layers = range(round(model.n_layers / 16), model.n_layers) if self.layers is None else self.layers
         from_start = self.gamma == 1 if self.prefill is None else self.prefill
+        phi = SideBySide(model, image_free(model, inputs)) if self.gamma > 1 else None
 
         def choose(layer: int, call: AttentionCall, _: NotedLayer, marks: Marks) -> tuple[AttentionCall, Tensor] | None:
             first = not model.now.goes_on(call.query.shape[2])
             if layer not in layers or (first and not from_start):
                 return None
             image, _generated = marks.rows(call, call.key.shape[2])
+            if phi is not None and phi.rides:
+                image = (
+                    image & (torch.arange(len(image), device=image.device) % 2 == 0)[:, None]
+                )  # others have no picture
             scores = call.scores()
             asks = ~image[:, -scores.shape[2] :]
             if self.queries == "last":
@@ -74,7 +80,8 @@ class PAI(Method):
             options = GenerateOptions()
             if self.alpha and layers:
                 options = stack.enter_context(attending(model, inputs, choose))
-            if self.gamma > 1:
-                contrast = Contrast(WeakerReader(model, image_free(model, inputs)), self.gamma - 1, self.plausibility)
+            if phi is not None:
+                stack.enter_context(phi.riding())
+                contrast = Contrast(phi, self.gamma - 1, self.plausibility)
                 options = replace(options, processors=(contrast,), in_step=True)
             yield options

@@ -15,7 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import Tensor
 
 from interp.interventions.base import Within
-from interp.interventions.primitives.hidden_keys import HidesKeys, Seen
+from interp.interventions.primitives.hidden_keys import HidesKeys, Left, Seen, left, without
+from interp.interventions.primitives.kv_cache import NotedLayer
 from interp.models import AttentionCall
 
 
@@ -29,6 +30,7 @@ class StreamingLLM(HidesKeys):
 
     citation: ClassVar = "Xiao et al., ICLR 2024, arXiv 2309.17453"
     off: ClassVar = "window=0"
+    notes: ClassVar = Left
 
     @property
     def is_off(self) -> bool:
@@ -42,3 +44,17 @@ class StreamingLLM(HidesKeys):
             return visible
         place = visible.int().cumsum(-1)  # among the keys a query can see, from 1
         return visible & ((place <= self.sinks) | (place > place[..., -1:] - self.window - 1))
+
+    def attends(self, call: AttentionCall, cache: NotedLayer[Left]) -> tuple[AttentionCall, Tensor | None] | None:
+        """The same where what no later query sees leaves the cache; a layer with a window hides."""
+        if call.window is not None:
+            return super().attends(call, cache)
+        if call.query.shape[2] == 1:
+            place = (alive := left(call, cache.notes)).int().cumsum(-1)
+            last = place[..., -1:] - self.window - 1
+            return without(call, cache, alive & ((place <= self.sinks) | (place > last))), None
+        found = super().attends(call, cache) if self.prefill == "windowed" else None
+        real = call.visible[:, :, -1].expand(*call.query.shape[:2], -1)
+        place = real.int().cumsum(-1)
+        without(call, cache, real & ((place <= self.sinks) | (place > place[..., -1:] - self.window)))
+        return found

@@ -126,7 +126,9 @@ class VASparse(Method):
         """What a layer attends to; see `interp.interventions.primitives.kv_cache.Choose`."""
         scope = self._scope(call, cache, marks)
         call = _without_the_dropped(call, cache.notes)
-        visible, scores = call.visible, call.scores().float()
+        visible = call.visible
+        call = replace(call, mask=visible)
+        plain = scores = call.scores().float()
         raw = call.pattern(scores)
         if self.beta:
             scores = self._with_sink_penalty(scores, raw, visible, cache.notes)
@@ -136,7 +138,7 @@ class VASparse(Method):
         inside = scope.inside[:, :, None] & visible
         if not inside.any():  # nothing to choose from: the prefill, where generated tokens are in scope
             return (call, call.pattern(scores)) if self.beta else None
-        kept = self._kept(call, raw, visible, paid, inside.expand_as(raw), scope.total) | (visible & ~inside)
+        kept = self._kept(call, plain, raw, paid, inside.expand_as(raw), scope.total) | (visible & ~inside)
         if self.when != "step":
             self._forget(cache, kept[:, :: call.query.shape[1] // call.key.shape[1], -1])
             if call.query.shape[2] > 1:  # the prefill attends to everything; its last query decides what stays
@@ -180,26 +182,29 @@ class VASparse(Method):
         return notes.paid
 
     def _kept(
-        self, call: AttentionCall, raw: Tensor, visible: Tensor, paid: Tensor, inside: Tensor, total: Tensor
+        self, call: AttentionCall, scores: Tensor, raw: Tensor, paid: Tensor, inside: Tensor, total: Tensor
     ) -> Bool[Tensor, "batch head query key"]:
         """Selection (eqs. 3 to 5): the `S` keys of largest `delta` in scope."""
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
         groups = heads // kv_heads
-        saliency = running_softmax(paid.repeat_interleave(groups, 1), visible)
-        delta = self.importance(call, raw, visible) + self.lambda_ * saliency
+        saliency = running_softmax(paid.repeat_interleave(groups, 1), call.visible)
+        delta = self.importance(call, raw, call.visible, scores) + self.lambda_ * saliency
         if self.when == "step":
             return top_mask(delta, inside, self.keep)
         delta = delta.unflatten(1, (kv_heads, groups)).mean(2).repeat_interleave(groups, 1)
         return top_mask(delta, inside, self.keep, total)
 
-    def importance(self, call: AttentionCall, raw: Tensor, visible: Tensor) -> Float[Tensor, "batch head query key"]:
-        """The first term of eq. 4, as it is read."""
+    def importance(
+        self, call: AttentionCall, raw: Tensor, visible: Tensor, scores: Tensor | None = None
+    ) -> Float[Tensor, "batch head query key"]:
+        """The first term of eq. 4, as it is read; `scores`: those of the call, if they are at hand."""
         if self.score == "probs":
             return raw.float()
         if self.score == "probs_squared":
             return raw.float().square()
         scale = call.scaling if self.score == "logits_squared" else 1.0
-        return torch.where(visible, call.scores().float() / scale, 0).square()
+        scores = call.scores().float() if scores is None else scores
+        return torch.where(visible, scores / scale, 0).square()
 
     def _forget(self, cache: NotedLayer[Kept], keep: Bool[Tensor, "batch kv_head key"]) -> None:
         """Eviction: keys are dropped for the steps to come, from the memory as well or from sight only."""
@@ -221,6 +226,23 @@ class VASparse(Method):
         groups = call.query.shape[1] // call.key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (call.key, call.value))
         dropped = gone[:, :, 0]
+        numbers = dropped.sum(-1)
+        if (numbers == numbers[0, 0]).all():  # as many in each row: all are clustered at once
+            flat_key, flat_value, flat = (x.flatten(0, 1) for x in (key, value, dropped))
+            clusters = merged(flat_key, flat_value, flat, self.cluster_share, self.neighbours)
+            keys, values = (x.unflatten(0, key.shape[:2]) for x in clusters)
+            pads = [0] * len(key)
+        else:
+            keys, values, pads = self._merged_by_row(key, value, dropped)
+        extra = (call.query @ keys.mT).float() * call.scaling
+        for row, p in enumerate(pads):
+            if p:
+                extra[row, ..., keys.shape[2] - p :] = -torch.inf
+        call = replace(call, key=torch.cat([key, keys], 2), value=torch.cat([value, values], 2))
+        return call, call.pattern(torch.cat([scores.masked_fill(gone, -torch.inf), extra], -1))
+
+    def _merged_by_row(self, key: Tensor, value: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """The clusters of rows that drop different numbers of keys, filled up to as many, and by how many."""
         pairs = [
             merged(key[row], value[row], dropped[row], self.cluster_share, self.neighbours)
             if dropped[row].any()
@@ -231,11 +253,7 @@ class VASparse(Method):
         pads = [longest - k.shape[1] for k, _ in pairs]
         keys = torch.stack([torch.nn.functional.pad(k, (0, 0, 0, p)) for (k, _), p in zip(pairs, pads, strict=True)])
         values = torch.stack([torch.nn.functional.pad(v, (0, 0, 0, p)) for (_, v), p in zip(pairs, pads, strict=True)])
-        extra = (call.query @ keys.mT).float() * call.scaling
-        for row, p in enumerate(pads):
-            extra[row, ..., longest - p :] = -torch.inf
-        call = replace(call, key=torch.cat([key, keys], 2), value=torch.cat([value, values], 2))
-        return call, call.pattern(torch.cat([scores.masked_fill(gone, -torch.inf), extra], -1))
+        return keys, values, pads
 
     @contextmanager
     def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from interp.interventions.base import Method, Preset, Seed, Share, Weight, Within
-from interp.interventions.primitives.contrast import Contrast, WeakerReader, drawing
+from interp.interventions.primitives.contrast import Contrast, drawing
+from interp.interventions.primitives.side_by_side import SideBySide
 from interp.models import LVLM, GenerateOptions, Inputs, diffused, image_free
 
 STEP = 500
@@ -68,8 +69,9 @@ class VCD(Method):
         else:
             other = image_free(model, inputs, self.image_free, self.seed)
         alpha = self._of_first if self.only_first else self.alpha
-        contrast = Contrast(WeakerReader(model, other), alpha, self.plausibility)
-        with drawing(self.temperature, self.seed) as drawn:
+        phi = SideBySide(model, other)
+        contrast = Contrast(phi, alpha, self.plausibility)
+        with phi.riding(), drawing(self.temperature, self.seed) as drawn:
             yield GenerateOptions(processors=(contrast,), in_step=True, sampling=drawn)
 
     def _of_first(self, step: int) -> float:

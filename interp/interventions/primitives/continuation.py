@@ -16,7 +16,7 @@ class Continuation:
 
     def __init__(self, model: LVLM, inputs: Inputs, purpose: str, owner: Any = None) -> None:
         self.model, self.inputs, self.purpose, self.owner = model, inputs, purpose, owner
-        self.cache = DynamicCache(config=model.hf.config.get_text_config())
+        self.cache: Any = DynamicCache(config=model.hf.config.get_text_config())
         self.prompt = torch.arange(len(inputs.input_ids))
         self.mask = inputs.attention_mask
         self.position = inputs.position_ids.amax(-1).reshape(-1, len(inputs.input_ids)).amax(0)
@@ -37,15 +37,19 @@ class Continuation:
         self.mask, self.position = self.mask[rows], self.position[rows]
         self.prompt = self.prompt[rows.to(self.prompt.device)]
 
-    @torch.no_grad()
-    def feed(self, ids: Int[Tensor, "row token"]) -> Float[Tensor, "row vocabulary"]:
-        """Read further tokens; the logits of the next one."""
+    def next(self, ids: Int[Tensor, "row token"]) -> dict[str, Tensor]:
+        """What the model is to be given with further tokens, which count as read from then on."""
         steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
         positions = self.position[:, None] + steps
         self.position, self.mask = positions[:, -1], torch.cat([self.mask, torch.ones_like(ids)], 1)
         positions = positions.expand(*self.inputs.position_ids.shape[:-2], -1, -1)
-        kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
-        kwargs |= {name: torch.full_like(ids, self.inputs.suffix_type) for name in self.inputs.token_types}
+        kwargs = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
+        return kwargs | {name: torch.full_like(ids, self.inputs.suffix_type) for name in self.inputs.token_types}
+
+    @torch.no_grad()
+    def feed(self, ids: Int[Tensor, "row token"]) -> Float[Tensor, "row vocabulary"]:
+        """Read further tokens; the logits of the next one."""
+        kwargs: dict[str, Any] = self.next(ids)
         if self.model.family.needs_pixels:
             kwargs |= {name: value[self.prompt.to(value.device)] for name, value in self.inputs.pixels.items()}
         return self._read(True, **kwargs)

@@ -25,13 +25,24 @@ def scaled_heads(
             f"expected factors [batch, {model.n_layers} layers, {model.n_heads} heads], got {list(scale.shape)}"
         )
 
+    made: dict[int, tuple[tuple[Any, ...], Tensor]] = {}
+
+    def factors(layer: int, like: Tensor) -> Tensor:
+        """The factors of a layer, as wide as head outputs; made once for as long as `scale` and the rows stay."""
+        lasting = not (scale.requires_grad or scale.is_inference()) and model.now.prompts is None
+        key = (len(like), like.dtype, like.device, scale._version) if lasting else ()
+        if lasting and layer in made and made[layer][0] == key:
+            return made[layer][1]
+        rows = model.now.prompt_of(len(like), len(scale)).to(scale.device)
+        factor = scale[rows if len(scale) > 1 else rows * 0, layer].to(like)
+        made[layer] = key, factor.repeat_interleave(model.d_head, -1)[:, None]
+        return made[layer][1]
+
     def hook(layer: int) -> Any:
         def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
             if model.now.name not in passes:
                 return None
-            rows = model.now.prompt_of(args[0].shape[0], len(scale)).to(scale.device)
-            factor = scale[rows if len(scale) > 1 else rows * 0, layer].to(args[0])
-            return ((model.by_head(args[0]) * factor[:, None, :, None]).flatten(-2),)
+            return (args[0] * factors(layer, args[0]),)
 
         return before
 

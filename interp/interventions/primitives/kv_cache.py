@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicLayer
 
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
-from interp.models.kernels import watched
+from interp.models.kernels import PREFIX, watched
 
 
 @dataclass
@@ -20,10 +20,10 @@ class Notes:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change every tensor alike, as when beams are reordered."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for note in fields(self):
+            value = getattr(self, note.name)
             if value is not None:
-                setattr(self, field.name, change(value))
+                setattr(self, note.name, change(value))
 
 
 N = TypeVar("N", bound=Notes)
@@ -109,6 +109,8 @@ class Marks:
 
     image: Bool[Tensor, "batch prompt"]
     real: Bool[Tensor, "batch prompt"]
+    made: dict[tuple[int, int, Any], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    """What `rows` gave last: all layers of a step ask the same."""
 
     @classmethod
     def of(cls, inputs: Inputs) -> "Marks":
@@ -117,12 +119,16 @@ class Marks:
 
     def rows(self, call: AttentionCall, n_keys: int) -> tuple[Tensor, Tensor]:
         """Image keys and generated keys `[batch, key]` among the first `n_keys` tokens, rows repeated for beams."""
-        copies = call.query.shape[0] // self.image.shape[0]
-        image = self.image.repeat_interleave(copies, 0).to(call.query.device)
-        more = n_keys - image.shape[1]
-        nothing = image.new_zeros(len(image), more)
-        prompt = torch.zeros_like(image)
-        return torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
+        key = len(call.query), n_keys, call.query.device
+        if key not in self.made:
+            copies = call.query.shape[0] // self.image.shape[0]
+            image = self.image.repeat_interleave(copies, 0).to(call.query.device)
+            more = n_keys - image.shape[1]
+            nothing = image.new_zeros(len(image), more)
+            prompt = torch.zeros_like(image)
+            self.made.clear()
+            self.made[key] = torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
+        return self.made[key]
 
     def padding(self, call: AttentionCall, n_keys: int) -> Bool[Tensor, "batch key"]:
         """Which of the first `n_keys` tokens are padding, rows repeated for beams."""
@@ -131,9 +137,11 @@ class Marks:
         return torch.nn.functional.pad(empty, (0, n_keys - empty.shape[1]))
 
 
-Choose = Callable[[int, AttentionCall, NotedLayer[N], Marks], tuple[AttentionCall, Tensor] | None]
+Choose = Callable[[int, AttentionCall, NotedLayer[N], Marks], tuple[AttentionCall, Tensor | None] | None]
 """What a layer attends to: from layer, call, its cache and the marks, the call to make and its probabilities
-`[batch, head, query, key]`; None: as the model would."""
+`[batch, head, query, key]`, None for those that its scores and its mask give; None at all: as the model would."""
+KERNEL = "sdpa"
+"""The backend that takes a mask of its own for each head."""
 
 
 @contextmanager
@@ -146,12 +154,15 @@ def attending(
 ) -> Iterator[GenerateOptions]:
     """While open, `choose` decides what each layer of generate's own passes attends to; `notes` starts a layer's."""
     cache = [NotedLayer(notes()) for _ in range(model.n_layers)]
-    marks = Marks.of(inputs)
+    marks, own_kernel = Marks.of(inputs), model.backend.removeprefix(PREFIX) == KERNEL
 
     def watch_of(layer: int) -> Any:
         def watch(call: AttentionCall) -> Any:  # of the main pass those calls that read this cache
             mine = model.now.name == "main" and call.key is cache[layer].keys
-            return choose(layer, call, cache[layer], marks) if mine else None
+            found = choose(layer, call, cache[layer], marks) if mine else None
+            if found is not None and found[1] is None and not own_kernel:
+                return found[0], found[0].pattern()
+            return found
 
         return watch
 

@@ -64,7 +64,7 @@ class BenchAttention:
     def _measured(self, name: str, length: int, layers: int) -> dict[str, Any]:
         args = [name, str(length), str(layers), self.device, str(self.repeats)]
         done = subprocess.run(
-            [sys.executable, "-m", "interp.bench", *args], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "interp.bench.attention", *args], capture_output=True, text=True, check=False
         )
         if done.returncode:
             return {"extra_mib": None, "seconds": None, "note": (done.stderr.strip().splitlines() or ["failed"])[-1]}
@@ -116,13 +116,15 @@ def _case(name: str, length: int, layers: int, device: str, repeats: int) -> dic
     inputs = inputs.extended([filler])
     _plain(model, inputs)
     before = _peak(model.device)
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         METHODS[name](model, inputs)
         model.synchronize()
         seconds.append(time.perf_counter() - start)
-    return {"extra_mib": (_peak(model.device) - before) / 2**20, "seconds": sorted(seconds)[repeats // 2]}
+        cpu.append(time.process_time() - busy)
+    found = {"extra_mib": (_peak(model.device) - before) / 2**20, "seconds": sorted(seconds)[repeats // 2]}
+    return found | {"cpu_seconds": sorted(cpu)[repeats // 2]}
 
 
 if __name__ == "__main__":
