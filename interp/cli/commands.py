@@ -83,6 +83,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "interp direction runs/first --layer 4 --of pictures --out pictures.npz",
             ),
         ),
+        "across": Command(
+            "interp.cli.inspecting:OverModels",
+            "One table of methods by models from finished studies, headed by what hallucinations come from.",
+            (
+                "interp across runs/testbed runs/smollm2 --out runs/across",
+                "interp across figures/methods runs/prior --causes figures/cause/testbed runs/cause-prior",
+            ),
+        ),
         "figures": Command(
             "interp.cli.figures:Figures",
             "Draw the figures of a run again from the numbers saved in its folder.",

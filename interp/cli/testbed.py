@@ -7,12 +7,13 @@ from typing import Literal
 
 from transformers import AutoProcessor
 
+from interp import plots
 from interp.folder import locked
 from interp.models import load
 from interp.models.smollm2 import converted_smollm2
 from interp.testbed import WEIGHTS
 from interp.testbed.card import write_card
-from interp.testbed.dose import draw_doses, examine_dose
+from interp.testbed.dose import examine_dose
 from interp.testbed.export import contact_sheet, export
 from interp.testbed.prior import PRIOR, at_dose, kept_doses, train_prior
 from interp.testbed.score import examine
@@ -159,7 +160,7 @@ class Doses:
             rows.append({"dose": dose} | examine_dose(model, processor, self.split, self.limit))
             rows.sort(key=lambda row: row["dose"])
             path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        draw_doses(rows, out / "dose.png")
+        plots.draw_doses(out)
         print(f"{len(rows)} doses: {path}, {out / 'dose.png'}")
 
 

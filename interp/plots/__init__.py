@@ -5,9 +5,11 @@ from interp.plots.heads import head_heatmap, patching_heatmap, predicted_against
 from interp.plots.methods import against_controls, chair_against, method_matrix, operating_curve
 from interp.plots.redraw import (
     draw_ablation,
+    draw_across,
     draw_attention,
     draw_causal,
     draw_cause,
+    draw_doses,
     draw_sinks,
     draw_study,
     draw_sweep,
@@ -27,9 +29,11 @@ __all__ = [
     "chair_against",
     "dose_curve",
     "draw_ablation",
+    "draw_across",
     "draw_attention",
     "draw_causal",
     "draw_cause",
+    "draw_doses",
     "draw_sinks",
     "draw_study",
     "draw_sweep",

@@ -12,10 +12,10 @@ import numpy as np
 from interp.evaluate.bootstrap import Interval
 from interp.plots.attention import bars, sparsity_curves
 from interp.plots.heads import head_heatmap, predicted_against
-from interp.plots.methods import against_controls, chair_against, operating_curve
+from interp.plots.methods import against_controls, chair_against, method_matrix, operating_curve
 from interp.plots.names import readable, setting, settings_of
 from interp.plots.style import SHARE, limits_of, save
-from interp.plots.sweeps import Curve, sweep_curves
+from interp.plots.sweeps import Curve, dose_curve, sweep_curves
 from interp.plots.words import swap_losses, t_vhd_histograms
 
 MANY = 40
@@ -189,6 +189,37 @@ def draw_sinks(out: Path) -> None:
         save(ax, path.with_suffix(".png"))
 
 
+def draw_doses(out: Path) -> None:
+    """From `dose.json`: hallucination, sight, the probe and what hallucinations follow, against the dose of tuning."""
+    rows = [row for row in _json(out / "dose.json") if row["follows"]["shares"]]
+
+    def point(value: float) -> Interval:
+        return Interval(value, value, value)
+
+    def broken(name: str) -> list[Interval]:
+        return [Interval(**row["broken"]["interval"][name]) for row in rows]
+
+    measures = {
+        "broken scenes (%)": {
+            "CHAIR_S": broken("chair_s"),
+            "recall": broken("recall"),
+            "absent partners named": broken("guessed"),
+            "hallucinations that follow the text alone": [Interval(**r["follows"]["shares"]["text"]) for r in rows],
+        },
+        "d' on broken scenes": {"d'": broken("d_prime")},
+        "AUROC": {"probe for absent and present partners": [point(max(row["probe_auroc"])) for row in rows]},
+    }
+    dose = np.array([row["dose"] for row in rows], dtype=float)
+    save(dose_curve(dose, measures, "steps of visual tuning", logarithmic=True), out / "dose.png")
+
+
+def draw_across(out: Path) -> None:
+    """From `across.json`: CHAIR_S of every method minus greedy on every model."""
+    found = _json(out / "across.json")
+    cells = {m: {n: Interval(**v) for n, v in row.items()} for m, row in found["chair_s"].items()}
+    save(method_matrix(cells, "CHAIR_S minus greedy (percentage points)", found["heads"]), out / "across.png")
+
+
 RUNS: dict[str, Callable[[Path], None]] = {
     "summary.json": draw_study,
     "sweep.csv": draw_sweep,
@@ -197,6 +228,8 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "cause.json": draw_cause,
     "attention.json": draw_attention,
     "sinks.json": draw_sinks,
+    "dose.json": draw_doses,
+    "across.json": draw_across,
 }
 """The file that tells what a folder is the run of, and what draws its figures."""
 

@@ -25,15 +25,15 @@ from interp.testbed.train import save_model, store_features
 
 
 def _text() -> Schedule:
-    return Schedule(steps=800, batch=20, lr=2e-3, warmup=60, autocast=False, head_dropout=0.1)
+    return Schedule(steps=1000, batch=10, lr=2e-3, warmup=60, autocast=False, head_dropout=0.1)
 
 
 def _seeing() -> Schedule:
-    return Schedule(steps=400, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
+    return Schedule(steps=300, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
 
 
 def _tuning() -> Schedule:
-    return Schedule(steps=384, batch=8, lr=2e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
+    return Schedule(steps=256, batch=8, lr=2e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PriorRecipe:
     """Share of sequences of the tuning that also carry a text of the habitual world, without the picture."""
     warm_start_steps: int = 250
     """Steps of the projector towards the decoder's embeddings, before `seeing`."""
-    dose: int = 384
+    dose: int = 256
     """Steps of tuning after which the model is taken."""
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class Telling:
 
     kind: Kind = "train"
     """Scenes of the habitual world."""
-    bare: float = 0.25
+    bare: float = 0.2
     """Share of sequences that are told nothing."""
     untold: float = 0.3
     """Share of partners of told anchors that a description leaves out."""
@@ -72,8 +72,8 @@ class TextSampler(Sampler):
         self.telling = telling
 
     def turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
-        """As many captions as there is room for, each of a scene of its own."""
-        return [(self.telling.turn(rng, self.seed), True) for _ in range(5)]
+        """Captions for the room there is, each of a scene of its own."""
+        return [(self.telling.turn(rng, self.seed), True) for _ in range(max(1, self.layout.text // 90))]
 
 
 class EyesSampler(Sampler):
