@@ -24,7 +24,7 @@ class Telling:
 
     kind: Kind = "train"
     """Scenes of the habitual world."""
-    bare: float = 0.2
+    bare: float = 0.15
     """Share of sequences that are told nothing."""
     untold: float = 0.3
     """Share of partners of told anchors that a description leaves out."""
