@@ -30,7 +30,7 @@ def at_least_one(**values: int | None) -> None:
             raise ValueError(f"{name} is a number of at least 1, got {value}")
 
 
-SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 6000, "testbed-smollm2": 4800}
+SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 1900, "testbed-smollm2": 4800}
 """The models that can be made, and how many training scenes each is made from."""
 
 
