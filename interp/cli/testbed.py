@@ -143,6 +143,8 @@ class Doses:
     """dev chooses the dose."""
     limit: int = 100
     """Scenes of each kind."""
+    doses: tuple[int, ...] = ()
+    """Only these, in steps; all whose weights were kept if none is named."""
 
     def __call__(self) -> None:
         """Measure and draw."""
@@ -154,7 +156,7 @@ class Doses:
         if any({key: row[key] for key in settings} != settings for row in rows):
             raise ValueError(f"{path} was measured on other scenes than {settings}; choose another folder")
         processor = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
-        doses = kept_doses(Path(self.run), "testbed-prior")
+        doses = self.doses or kept_doses(Path(self.run), "testbed-prior")
         for dose in sorted(set(doses) - {row["dose"] for row in rows}, reverse=True):
             model = at_dose(Path(self.run), "testbed-prior", processor, PRIOR, dose)
             rows.append({"dose": dose} | examine_dose(model, processor, self.split, self.limit))

@@ -137,7 +137,7 @@ def measure(texts: Sequence[str], scenes: Sequence[Scene], parser: ObjectParser)
     rows = []
     for score, s in zip(scores, scenes, strict=True):
         absent = set(CATEGORIES) - s.categories
-        said = {m.object for m in score.mentions}
+        said = {m.category for m in score.mentions}
         expected = {PARTNER_OF[a] for a in PARTNER_OF if a in s.categories} & absent
         rows.append((len(said & absent), len(absent), len(said & expected), len(expected)))
 
