@@ -29,11 +29,11 @@ def _text() -> Schedule:
 
 
 def _seeing() -> Schedule:
-    return Schedule(steps=240, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
+    return Schedule(steps=600, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
 
 
 def _tuning() -> Schedule:
-    return Schedule(steps=128, batch=8, lr=3e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
+    return Schedule(steps=192, batch=8, lr=3e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PriorRecipe:
     """Share of sequences of the tuning that also carry a text of the habitual world, without the picture."""
     warm_start_steps: int = 250
     """Steps of the projector towards the decoder's embeddings, before `seeing`."""
-    dose: int = 128
+    dose: int = 192
     """Steps of tuning after which the model is taken."""
 
     def __post_init__(self) -> None:
