@@ -25,11 +25,11 @@ from interp.testbed.train import save_model, store_features
 
 
 def _text() -> Schedule:
-    return Schedule(steps=1000, batch=12, lr=3e-3, warmup=50, autocast=False, head_dropout=0.05)
+    return Schedule(steps=2000, batch=12, lr=3e-3, warmup=50, autocast=False, head_dropout=0.05)
 
 
 def _seeing() -> Schedule:
-    return Schedule(steps=600, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
+    return Schedule(steps=400, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
 
 
 def _tuning() -> Schedule:
