@@ -1,6 +1,8 @@
 """Pictures of any kind as a model takes them: upright, in 8-bit RGB, or refused with the reason."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +18,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
     16-bit grey is divided by 257 (Pillow's own conversion clips it to white), floats are taken to lie in 0 to 1.
     """
-    picture.load()  # Pillow reads late: without this, a torn file would come back half grey from the turning
+    _load(picture)
     if min(picture.size) < SMALLEST:
         raise ValueError(f"it has {picture.width} x {picture.height} pixels; expected at least {SMALLEST} a side")
     turned = ImageOps.exif_transpose(picture)
@@ -27,6 +29,25 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     if turned.mode == "P" and "transparency" in turned.info:
         turned = turned.convert("RGBA")
     return turned.convert("RGB")
+
+
+def _load(picture: Image.Image) -> None:
+    """Read the whole picture: Pillow reads late, and a torn file would come back half grey from the turning."""
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"it is a {type(picture).__name__}; PIL.Image.fromarray makes a picture of an array")
+    with _decoding():
+        picture.load()
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """ValueError with a reader's words for whatever a decoder of strangers' files raises."""
+    try:
+        yield
+    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    except Exception as error:  # struct.error, IndexError, ValueError of int(), ...: words of a decoder's code
+        raise ValueError(f"its decoder fails with {type(error).__name__}") from error
 
 
 def _grey(values: np.ndarray, white: int, kind: str, mode: str) -> Image.Image:
@@ -45,8 +66,9 @@ def read_image(path: Path | BytesIO) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with _decoding():
+                image = Image.open(path)
+            with image:
                 return upright_rgb(image)
-    except Exception as error:  # decoders of strangers' files raise anything: struct.error, IndexError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot read the image {path}; replace the file: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read the image {path}; replace the file: {error}") from error

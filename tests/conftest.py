@@ -1,5 +1,7 @@
 """Fixtures: the bundled model, a random one of another shape, and scenes."""
 
+import os
+
 import huggingface_hub.constants
 import pytest
 import torch
@@ -9,6 +11,9 @@ from interp.models import LVLM, Inputs, load
 from interp.testbed.build import build_config, build_model, build_processor
 from interp.testbed.draw import draw
 from interp.testbed.world import scene
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other workers have the other cores
 
 PROMPT = "Please describe this image in detail."
 

@@ -108,11 +108,23 @@ def test_help_ends_with_two_examples_that_parse(name, capsys):
             assert callable(cli.parse(words[1:]))
 
 
-def test_an_unknown_option_names_the_near_one(capsys):
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("--limt 3", "Unrecognized options: --limt, 3 Did you mean --limit?"),
+        ("--limit nan", "--limit takes {None}|INT, got 'nan'."),
+        ("--seed 1.5", "--seed takes a whole number, got '1.5'."),
+        ("--limit", "Missing value for argument '--limit'."),
+        ("--task x", "invalid choice 'x' for argument '--task'."),
+    ],
+)
+def test_options_that_do_not_fit_are_told_in_one_line(asked, said, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["study", "--limt", "3"])
+        cli.main(["study", *asked.split()])
     assert end.value.code == 2
-    assert "--limit" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"interp: {said}")
+    assert line.endswith("`interp study --help` shows the options")
 
 
 def command(monkeypatch, act) -> list[str]:

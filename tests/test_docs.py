@@ -67,7 +67,7 @@ def test_a_shown_command_parses(line, capsys):
 
 
 def test_a_wrong_command_would_be_found(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="Unrecognized options: --no-such-option, 3"):
         cli.parse(words("interp study --no-such-option 3  # a comment"))
     assert words("interp methods | head -1  # a comment") == ["methods"]
     (block, marked), (_, second) = blocks(

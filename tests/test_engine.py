@@ -25,7 +25,7 @@ from interp.experiments.config import RunConfig
 from interp.experiments.engine import Job, Run, Shard, cut, halving, is_out_of_memory
 from interp.experiments.manifest import Manifest
 from interp.experiments.reading import read_batches
-from interp.experiments.records import FailureRecord, LikelihoodRecord, RecordFile
+from interp.experiments.records import FailureRecord, LikelihoodRecord, RecordFile, read_records
 from interp.models import NonFiniteLogitsError
 from interp.testbed.export import export
 
@@ -327,6 +327,13 @@ def test_records_that_are_not_of_the_run_are_refused(tmp_path):
         RecordFile(tmp_path / "x.jsonl", LikelihoodRecord).append(twice)
         with pytest.raises(ValueError, match="two different records"):
             made(run, ["m"], [1, 2], set())
+        (tmp_path / "x.jsonl").unlink()
+        RecordFile(tmp_path / "x.jsonl", LikelihoodRecord).append([LikelihoodRecord(1, "m", 1.0, 1)] * 2)
+        assert made(run, ["m"], [1, 2], set()) == [1, 2]
+        assert len(read_records(tmp_path / "x.jsonl", LikelihoodRecord)) == 2
+    (tmp_path / "manifest.json").write_text("")
+    with pytest.raises(ValueError, match=r"manifest.json cannot be read.*: it is no JSON in UTF-8$"):
+        Manifest.of(seed=0).check(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker looks between items")

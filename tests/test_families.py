@@ -254,7 +254,7 @@ def test_a_processor_that_needs_torchvision_says_so(tmp_path):
     processor.save_pretrained(tmp_path)
     named = (tmp_path / "processor_config.json").read_text().replace("LlavaProcessor", "PixtralProcessor")
     (tmp_path / "processor_config.json").write_text(named)
-    with pytest.raises(ValueError, match=r"needs a package that is not installed.*Torchvision"):
+    with pytest.raises(ValueError, match=r"not installed \(pip install 'lvlm-interp\[vision\]'\).*Torchvision"):
         load(tmp_path)
 
 

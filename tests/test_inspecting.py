@@ -1,6 +1,7 @@
 """The logit lens, patching between inputs, gradients, the detector, and taking up what a study wrote."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -279,10 +280,14 @@ def test_a_lens_view_of_the_picture_follows_its_layout(model, pictures):
     assert [g.shape for g in view.grids] == [(8, 8)]
     places = inputs.image_mask[0].nonzero()[:, 0]
     assert torch.equal(view.lens.positions[0], places)
+    said = view.words_on(0, 3)
+    assert [w.word for w in said] == [w.strip() for w in view.words(3)]
+    assert said[9][2:] == (1.5 / 8, 1.5 / 8)
 
 
 def test_detect_compares_with_the_baselines(study, tmp_path, capsys):
-    Detect(run=str(study), out=str(tmp_path / "found"))()
+    again = shutil.copytree(study, tmp_path / "again")
+    Detect(runs=(str(study), str(again)), out=str(tmp_path / "found"))()
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "found" / "detector.json").read_text())
     assert {"position", "probability", "word", "T-VHD", "residual stream"} <= set(found["auroc"])
@@ -290,5 +295,9 @@ def test_detect_compares_with_the_baselines(study, tmp_path, capsys):
     assert found["n_words"]["hallucinated"] > 0
     assert "beyond the baseline" in printed
     with np.load(tmp_path / "found" / "detector.npz") as arrays:
-        scores, wrong = arrays["score: T-VHD"], arrays["hallucinated"]
+        scores, wrong, pictures = arrays["score: T-VHD"], arrays["hallucinated"], set(arrays["image_id"].tolist())
+    captions = WrittenRun.read(study).captions
+    named = {i for i, c in captions.items() if c.mentions}
+    assert pictures == {f"{folder}/{i}" for folder in (study.name, "again") for i in named}
+    assert len(wrong) == 2 * sum(len(c.mentions) for c in captions.values())
     assert auroc(scores, wrong) == pytest.approx(found["auroc"]["T-VHD"]["value"])

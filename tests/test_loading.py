@@ -68,6 +68,10 @@ def projection(tensors: dict[str, Any]) -> str:
             r"weights are finite: 1 hold NaN or infinity: model.*o_p",
         ),
         (lambda w: w[projection(w)].view(-1)[:1].fill_(-torch.inf), r"weights are finite: 1 hold NaN or infinity"),
+        (
+            lambda w: w.update({projection(w): w[projection(w)].to(torch.int8)}),
+            r"1 saved as whole numbers: .*o_proj.weight",
+        ),
     ],
 )
 def test_weights_that_are_not_whole_are_refused_by_name(folder, change, message):
@@ -206,3 +210,9 @@ def test_stretched_rotary_positions_know_more():
     for rope, limit in ((None, 1024), ({"rope_type": "default"}, 1024), (stretched, 4096), ({"full": stretched}, 4096)):
         assert position_limit(SimpleNamespace(max_position_embeddings=1024, rope_parameters=rope)) == limit
     assert position_limit(SimpleNamespace()) is None
+
+
+def test_an_empty_template_is_refused(folder):
+    (folder / "chat_template.jinja").write_text("")
+    with pytest.raises(ValueError, match="chat template is empty; restore it, or remove it"):
+        load(folder)

@@ -104,6 +104,15 @@ def lens(layers: int, positions: int, long: bool = False):
     return plots.logit_lens([[word] * positions] * layers, RNG.uniform(0, 1, (layers, positions)), tokens)
 
 
+def words_on(width: int, height: int, columns: int, rows: int):
+    words = [
+        plots.PlacedWord("unbelievably-long", RNG.uniform(), (c + 0.5) / columns, (r + 0.5) / rows)
+        for c in range(columns)
+        for r in range(rows)
+    ]
+    return plots.words_over_picture(Image.new("RGB", (width, height), "teal"), words, "logit lens after layer 31")
+
+
 def roc(n: int):
     truth = RNG.uniform(size=80) < 0.3
     return plots.roc_curve(
@@ -198,6 +207,8 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "lens one layer": lambda: lens(1, 1, long=True),
     "lens 32 layers": lambda: lens(32, 14, long=True),
     "lens long": lambda: lens(32, 200),
+    "lens over a picture": lambda: words_on(96, 96, 8, 8),
+    "lens over a wide picture": lambda: words_on(640, 240, 24, 24),
     "scatter of 4": lambda: plots.chair_against(rates(MAIN[:4]), "recall", "recall of true objects (%)"),
     "scatter of 28": lambda: plots.chair_against(rates(MAIN + VARIANTS), "recall", "recall of true objects (%)"),
     "scatter of 28, speed": lambda: plots.chair_against(rates(MAIN + VARIANTS), "tokens_per_s", "tokens per second"),

@@ -154,6 +154,8 @@ def test_wrong_sites_and_heads_are_refused(model, inputs):
         read(model, inputs, "zz")
     with pytest.raises(ValueError, match="layers 0 to 7"):
         read(model, inputs, "blocks.8.attn.hook_z")
+    with pytest.raises(ValueError, match=r"an edit of z in layer 0 gave shape .*; expected the shape of what it was"):
+        run_with_edits(model, inputs, {"z": lambda _, z: z[..., :1]})
     assert str(Head(12, 5)) == "L12H5"
     assert Head.parse("L12H5") == (12, 5)
     for wrong in ("12.5", "L1", "H3L2", ""):

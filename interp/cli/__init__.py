@@ -3,11 +3,14 @@
 import contextlib
 import difflib
 import importlib
+import io
 import os
+import re
 import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from interp import __version__
@@ -40,8 +43,8 @@ def parse(args: Sequence[str]) -> Callable[[], int | None]:
     """The command that the words ask for, its options read and not yet run.
 
     Raises:
-        ValueError: no such command.
-        SystemExit: from tyro, for `--help` (0) and for options that do not fit (2); both have been printed.
+        ValueError: no such command, or options that do not fit.
+        SystemExit: from tyro, for `--help`, which has been printed.
     """
     name = _name(args)
     command = COMMANDS[name]
@@ -51,12 +54,35 @@ def parse(args: Sequence[str]) -> Callable[[], int | None]:
         found = getattr(importlib.import_module(module), cls)
     _quieten()
     options = list(args)[len(name.split()) :]
+    box = io.StringIO()
     try:
-        return tyro.cli(found, prog=f"interp {name}", args=options)
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(found, prog=f"interp {name}", args=options)
     except SystemExit as end:
-        if not end.code and {"-h", "--help"} & set(options):
+        if end.code:
+            raise ValueError(_said(box.getvalue(), name)) from None
+        if {"-h", "--help"} & set(options):
             print("\n".join(["examples:", *(f"  {example}" for example in command.examples)]))
         raise
+
+
+def _said(box: str, name: str) -> str:
+    """What tyro's box says, in one line and without the words of Python that are in it."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # after the title
+    parts = [list(part) for rule, part in groupby(lines, lambda line: not line.strip("─-╰╯")) if not rule]
+    text = " ".join(parts[0])
+    for found, better in _BETTER:
+        text = re.sub(found, better, text)
+    near = [line.split()[0] for part in parts[1:] if "meant" in part[0] for line in part if line.startswith("--")]
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"{text}{meant} `interp {name} --help` shows the options"
+
+
+_BETTER = (
+    (r"Error parsing (\S+): no type matching (.*) could be instantiated from \[(.*)\]", r"\1 takes \2, got \3"),
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 takes a whole number, got \2."),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 takes a number, got \2."),
+)
 
 
 def help_text(group: str | None = None) -> str:

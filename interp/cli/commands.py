@@ -65,7 +65,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
         "detect": Command(
             "interp.cli.inspecting:Detect",
             "Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position.",
-            ("interp detect runs/DIR", "interp detect runs/DIR --out figures/detector"),
+            ("interp detect runs/DIR", "interp detect runs/broken runs/biased --out figures/detector"),
         ),
         "score": Command(
             "interp.cli.inspecting:Score",

@@ -38,13 +38,13 @@ class Lens(OnePicture):
     words: str | None = None
     """Only these compete: comma-separated words, or categories for the 80 of COCO; all tokens if None."""
     layer: int | None = None
-    """Layer to print; the last if None."""
+    """Layer to print, and to draw over the picture; the last if None."""
     top: int = 5
     """Words kept at each place."""
     max_new_tokens: int = 128
     """Length cap of the model's own caption, in tokens."""
     out: str | None = None
-    """Folder for lens.csv, lens.npz and the figure."""
+    """Folder for lens.csv, lens.npz, lens.png and, over the image, picture.png."""
 
     def __call__(self) -> None:
         """Look."""
@@ -63,7 +63,7 @@ class Lens(OnePicture):
         view = look_through(shown.model, shown.inputs, caption, self.site, self.over, words, self.top)
         print(view.shown(range(layer, layer + 1)))
         if self.out is not None:
-            view.write(Path(self.out))
+            view.write(Path(self.out), layer)
             print(f"written: {self.out}")
 
 
@@ -141,8 +141,8 @@ class Patch(Loading):
 class Detect:
     """Whether T-VHD, head outputs or residual states tell hallucinated words, beyond position and probability."""
 
-    run: tyro.conf.Positional[str]
-    """Folder of a finished interp study: its captions, labels and model are taken."""
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of finished interp studies of one model: captions, labels and model are taken."""
     method: str = "greedy"
     """Whose captions."""
     device: str = "cpu"
@@ -157,13 +157,15 @@ class Detect:
     def __call__(self) -> None:
         """Train, compare, print the table."""
         at_least_one(batch_size=self.batch_size)
-        run = WrittenRun.read(self.run, self.method)
-        found = detect(run.load(self.device), run, batch_size=self.batch_size, seed=self.seed)
+        if not self.runs or len(set(self.runs)) < len(self.runs):
+            raise ValueError(f"expected folders of interp study, each once, got {' '.join(self.runs) or 'none'}")
+        runs = [WrittenRun.read(run, self.method) for run in self.runs]
+        found = detect(runs[0].load(self.device), runs, batch_size=self.batch_size, seed=self.seed)
         print(found)
         if self.out is not None:
             names = ("model", "weights", "data", "split", "prompt", "image_ids")
-            settings = {name: run.manifest[name] for name in names} | {"method": self.method, "seed": self.seed}
-            found.write(Path(self.out), settings)
+            taken = [{name: run.manifest[name] for name in names} for run in runs]
+            found.write(Path(self.out), {"runs": taken, "method": self.method, "seed": self.seed})
             print(f"written: {self.out}")
 
 

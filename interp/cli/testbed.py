@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 
 from interp import plots
 from interp.folder import locked
-from interp.models import load
+from interp.models import known_device, load
 from interp.models.smollm2 import converted_smollm2
 from interp.testbed import WEIGHTS
 from interp.testbed.card import write_card
@@ -66,6 +66,7 @@ class Train:
             raise ValueError(f"{self.recipe} gets the tower of the bundled testbed; tower_steps cannot act")
         if self.dose is not None and self.recipe != "testbed-prior":
             raise ValueError(f"a dose is taken of testbed-prior only, not of {self.recipe}")
+        known_device(self.device)
         scenes = self.scenes or SCENES[self.recipe]
         run = Run(
             scenes=scenes,

@@ -1,11 +1,12 @@
 """`interp detect`: whether the inside of a model tells hallucinated words from correct ones, beyond the obvious.
 
-Takes the captions of a finished `interp study`.  A ridge-penalised logistic detector (`interp.metrics.detection`)
+Takes the captions of finished `interp study` runs.  A ridge-penalised logistic detector (`interp.metrics.detection`)
 sees the model at the step that is about to write an object word, cross-validated by picture.  Baselines to beat: the
 position of the word, its probability, and the word itself (in a world of habits some words are nearly always wrong).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,14 @@ class Detection:
 
 @dataclass(frozen=True)
 class _Words:
-    """All object words of a run: features, what they name, whether they are wrong, and which picture's they are."""
+    """All object words of runs: features, what they name, whether they are wrong, and which picture's they are."""
 
     features: list[WordFeatures]
     categories: list[str]
     wrong: np.ndarray
     images: np.ndarray
+    names: list[int | str]
+    """Of the pictures that `images` counts."""
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate([getattr(f, name) for f in self.features])
@@ -83,23 +86,26 @@ class _Words:
         return np.concatenate([f.inside[name] for f in self.features])
 
 
-def _gathered(model: LVLM, run: WrittenRun, batch_size: int) -> _Words:
-    """Features of every object word, pictures in the order of the run."""
-    chosen = [c for c in run.captions.values() if c.mentions]
+def _gathered(model: LVLM, runs: Sequence[WrittenRun], batch_size: int) -> _Words:
+    """Features of every object word, pictures in the order of the runs."""
+    chosen = [(run, c) for run in runs for c in run.captions.values() if c.mentions]
     if not chosen:
-        raise ValueError(f"{run.folder} has no caption that names an object")
+        raise ValueError(f"{', '.join(str(run.folder) for run in runs)}: no caption names an object")
     features: list[WordFeatures] = []
-    for start in range(0, len(chosen), batch_size):
-        part: list[Written] = chosen[start : start + batch_size]
-        inputs = model.inputs([run.sample(c.image_id).image for c in part], run.prompt)
-        tokens = [c.tokens.to(model.device) for c in part]
-        features.append(word_features(model, inputs, tokens, [[m.token for m in c.mentions] for c in part]))
-    mentions = [(i, m) for i, c in enumerate(chosen) for m in c.mentions]
+    for run in runs:
+        own = [c for whose, c in chosen if whose is run]
+        for start in range(0, len(own), batch_size):
+            part: list[Written] = own[start : start + batch_size]
+            inputs = model.inputs([run.sample(c.image_id).image for c in part], run.prompt)
+            tokens = [c.tokens.to(model.device) for c in part]
+            features.append(word_features(model, inputs, tokens, [[m.token for m in c.mentions] for c in part]))
+    mentions = [(i, m) for i, (_, c) in enumerate(chosen) for m in c.mentions]
     return _Words(
         features,
         [m.object for _, m in mentions],
         np.array([m.hallucinated for _, m in mentions]),
         np.array([i for i, _ in mentions]),
+        [c.image_id if len(runs) == 1 else f"{run.folder.name}/{c.image_id}" for run, c in chosen],
     )
 
 
@@ -119,9 +125,16 @@ def _baselines(words: _Words) -> dict[str, np.ndarray]:
     }
 
 
-def detect(model: LVLM, run: WrittenRun, *, batch_size: int = 20, seed: int = 0, resamples: int = 1000) -> Detection:
-    """Train and compare detectors on the object words of a run; ValueError where it has words of one kind only."""
-    words = _gathered(model, run, batch_size)
+def detect(
+    model: LVLM, runs: Sequence[WrittenRun], *, batch_size: int = 20, seed: int = 0, resamples: int = 1000
+) -> Detection:
+    """Train and compare detectors on the object words of runs of one model, all together.
+
+    Raises ValueError where they have words of one kind only, or are of several models.
+    """
+    if len({run.manifest["weights"] for run in runs}) != 1:
+        raise ValueError(f"detectors are of one model; {', '.join(str(run.folder) for run in runs)} are not")
+    words = _gathered(model, runs, batch_size)
     baselines = _baselines(words)
     scores = {}
     for name, x in baselines.items():
@@ -141,7 +154,7 @@ def detect(model: LVLM, run: WrittenRun, *, batch_size: int = 20, seed: int = 0,
         {name: _interval(whole[name] - whole[base], drawn[name] - drawn[base]) for name, base in beyond.items()},
         scores,
         words.wrong,
-        np.array(list(run.captions))[[i for i, c in enumerate(run.captions.values()) if c.mentions]][words.images],
+        np.array(words.names)[words.images],
     )
 
 

@@ -38,9 +38,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no JSON in UTF-8"
         raise ValueError(
             f"{path} cannot be read, so nobody knows what the records beside it are of; restore it from a copy, "
-            f"or remove the folder and run again: {error}"
+            f"or remove the folder and run again: {reason}"
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no manifest: expected a JSON object, got {str(found)[:60]}")

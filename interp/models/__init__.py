@@ -14,7 +14,7 @@ from interp.models.gradients import Graph, differentiable
 from interp.models.image_free import IMAGE_FREE, diffused, image_free, paired
 from interp.models.inputs import Inputs
 from interp.models.kernels import AttentionCall
-from interp.models.loading import load
+from interp.models.loading import known_device, load
 from interp.models.lvlm import LVLM
 from interp.models.sites import SITES, Head, Heads, head_results, read, run_with_edits
 from interp.models.steering import PASSES, Pass, Steered
@@ -49,6 +49,7 @@ __all__ = [
     "diffused",
     "head_results",
     "image_free",
+    "known_device",
     "load",
     "paired",
     "read",

@@ -27,7 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """Not float64: with padding, the doctor sees NaN from transformers 5.24's eager attention there."""
 
 
-def _known_device(name: str) -> torch.device:
+def known_device(name: str) -> torch.device:
+    """The device of a name; ValueError if this machine cannot use it, or it holds no values."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -70,7 +71,7 @@ def load(
     doctor finds that something does not fit: weights that the files lack, above all.
     """
     known = None if dtype is None else _known_dtype(dtype)
-    target = None if device is None else _known_device(device)
+    target = None if device is None else known_device(device)
     if not isinstance(model, str | Path):
         found = _taken(model, processor, known, target, [*hub_options, *(["remote"] if remote else [])])
     else:
@@ -105,6 +106,9 @@ def _require_tokenizer(processor: Any) -> None:
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "convert_tokens_to_ids"):
         raise ValueError(f"expected a Hugging Face processor or tokenizer, got a {type(processor).__name__}")
+    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+    if template == "":
+        raise ValueError("the processor's chat template is empty; restore it, or remove it to do without one")
 
 
 def _name_of(hf: PreTrainedModel) -> str:
@@ -184,9 +188,20 @@ def _weights_at(path: str, family: Family, options: dict[str, Any]) -> tuple[Any
         "missing from the files": sorted(report["missing_keys"]),
         "of another shape": misshapen,
         "in the files but not in the model": sorted(report["unexpected_keys"]),
+        "saved as whole numbers": [] if hasattr(hf.config, "quantization_config") else _integers(Path(path)),
         "told by transformers": sorted(report["error_msgs"]),
     }
     return hf, tuple(f"{len(keys)} {what}: {_some(keys)}" for what, keys in named.items() if keys)
+
+
+def _integers(folder: Path) -> list[str]:
+    """Weights that the files of a folder hold as integers, which transformers takes for numbers without a word."""
+    found = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            weights = (key for key in opened.keys() if key.endswith((".weight", ".bias")))  # noqa: SIM118 (no dict)
+            found += [key for key in weights if opened.get_slice(key).get_dtype()[0] in "IU"]
+    return found
 
 
 def _some(keys: Collection[str], n: int = 3) -> str:
@@ -202,13 +217,14 @@ def _opened(name: str, part: str, read: Callable[[], Any]) -> Any:
         raise
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"loading {name!r} needs a package that is not installed: {reason}") from error
+        extra = " (pip install 'lvlm-interp[vision]')" if "torchvision" in reason.lower() else ""
+        raise ValueError(f"loading {name!r} needs a package that is not installed{extra}: {reason}") from error
     except Exception as error:  # files of any origin, read by several libraries: what they raise has no common type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):
             reason = "A file of it is no JSON in UTF-8"
         elif isinstance(error, AttributeError | TypeError | LookupError):  # their words are of a library's code
-            reason = f"Its reader fails with {type(error).__name__}"
+            reason = "It is not of the form that its reader expects."
         elif not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"cannot load the model {name!r}: {_expected(name, part)} {reason}") from error

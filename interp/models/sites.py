@@ -177,6 +177,11 @@ class _Pass:
         first = value[0] if isinstance(value, tuple) else value
         edited = self.show(site, layer, first.view(*self.shape, *d))
         if edited is not None:
+            if edited.numel() != first.numel():
+                raise ValueError(
+                    f"an edit of {site} in layer {layer} gave shape {tuple(edited.shape)}; expected the shape of "
+                    f"what it was called with, {(*self.shape, *d)} (batch, token, ...)"
+                )
             edited = edited.reshape(first.shape)
             setattr(envoy, end, (edited, *value[1:]) if isinstance(value, tuple) else edited)
 

@@ -2,6 +2,7 @@
 
 from interp.plots.attention import bars, overlay, sparsity_curves
 from interp.plots.heads import head_heatmap, patching_heatmap, predicted_against
+from interp.plots.lens import PlacedWord, logit_lens, words_over_picture
 from interp.plots.methods import against_controls, chair_against, method_matrix, operating_curve
 from interp.plots.redraw import (
     draw_ablation,
@@ -17,13 +18,14 @@ from interp.plots.redraw import (
 )
 from interp.plots.style import CORRECT, HALLUCINATED, SHARE, limits_of, save
 from interp.plots.sweeps import Curve, dose_curve, sweep_curves
-from interp.plots.words import logit_lens, roc_curve, swap_losses, t_vhd_along, t_vhd_histogram, t_vhd_histograms
+from interp.plots.words import roc_curve, swap_losses, t_vhd_along, t_vhd_histogram, t_vhd_histograms
 
 __all__ = [
     "CORRECT",
     "HALLUCINATED",
     "SHARE",
     "Curve",
+    "PlacedWord",
     "against_controls",
     "bars",
     "chair_against",
@@ -54,4 +56,5 @@ __all__ = [
     "t_vhd_along",
     "t_vhd_histogram",
     "t_vhd_histograms",
+    "words_over_picture",
 ]

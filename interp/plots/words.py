@@ -1,4 +1,4 @@
-"""Words of captions: T-VHD of hallucinated against correct ones, along a caption, ROC curves, and the logit lens."""
+"""Words of captions: T-VHD of hallucinated against correct ones, along a caption, and ROC curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
 from interp.metrics.ranking import auroc
-from interp.plots.heads import heat_map, token_ticks
+from interp.plots.heads import token_ticks
 from interp.plots.style import (
     CORRECT,
     HALLUCINATED,
@@ -26,8 +26,6 @@ from interp.plots.style import (
 )
 
 TOKENS_A_ROW = 36
-LENS_WORDS = 14
-"""Positions up to which the logit lens writes its words into the cells."""
 
 
 def _finite(records: Sequence[Mapping[str, Any]], hallucinated: bool) -> list[float]:
@@ -153,35 +151,4 @@ def roc_curve(
     ax.set(xlim=SHARE, ylim=SHARE, xlabel="false alarms (%)", ylabel=f"{what} found (%)", title="ROC (AUROC)")
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center")
     finish(ax)
-    return ax
-
-
-@styled
-def logit_lens(
-    words: Sequence[Sequence[str]],
-    probability: Float[np.ndarray, "layer position"],
-    tokens: Sequence[str],
-    title: str = "logit lens: most probable next token after each layer",
-    ax: Axes | None = None,
-) -> Axes:
-    """What each layer would say at each position: the top word in the cell, its probability as the colour.
-
-    `tokens` are those read at the positions.  With more than 14 positions the colours stand alone.
-    """
-    n_layers, n = probability.shape
-    if len(words) != n_layers or any(len(row) != n for row in words) or len(tokens) != n:
-        raise ValueError(f"expected {n_layers} rows of {n} words and {n} tokens")
-    ax = new_axes(ax, 1.7 + min(0.2 * max(n_layers, 4), 6.4), WIDE)
-    heat_map(100 * probability, "probability (%)", ax, signed=False, limits=SHARE, annotated=False)
-    token_ticks(ax, tokens, 40)
-    ax.set(ylabel="layer", title=title)
-    finish(ax)
-    if n <= LENS_WORDS:
-        letters = max(3, int(78 / n))
-        for layer, place in np.ndindex(n_layers, n):
-            p, written = probability[layer, place], str(words[layer][place])
-            word = written.strip() or repr(written)
-            text = word if len(word) <= letters else f"{word[: letters - 1]}…"
-            colour = "white" if np.isfinite(p) and p > 0.45 else "black"
-            ax.text(place + 0.5, layer + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
     return ax

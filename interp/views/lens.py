@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Int
+from PIL.Image import Image
 from torch import Tensor
 
 from interp import plots
@@ -23,13 +24,15 @@ class LensView:
     """A lens over the steps that wrote a caption (`text`), or over the picture's tokens (`image`).
 
     `tokens` are those that stand at the positions; `grids` are the image tokens' rows and columns, a grid a piece, as
-    indices into the positions.
+    indices into the positions, and `boxes` say which part of which picture each covers (left, top, right, bottom).
     """
 
     lens: Lens
     over: Over
     tokens: tuple[str, ...]
     grids: tuple[Int[np.ndarray, "row column"], ...] = ()
+    boxes: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()
+    pictures: tuple[Image, ...] = ()
 
     def words(self, layer: int) -> list[str]:
         """The top word at each position after a layer."""
@@ -50,21 +53,41 @@ class LensView:
                 lines += [f"  {token!r:<16} says {word:<16} {score:.3f}" for token, word, score in rows]
         return "\n".join(lines)
 
-    def write(self, out: Path) -> None:
-        """Save `lens.csv`, `lens.npz` and the figure in a folder."""
+    def words_on(self, number: int, layer: int) -> list[plots.PlacedWord]:
+        """The top word of every image token of a picture after a layer, with its place as shares of the picture."""
+        words, score = self.words(layer), self.lens.score[0, layer, :, 0].cpu().numpy()
+        placed = []
+        for grid, (whose, (left, top, right, bottom)) in zip(self.grids, self.boxes, strict=True):
+            if whose == number:
+                high, wide = grid.shape
+                for (row, column), i in np.ndenumerate(grid):
+                    x, y = left + (right - left) * (column + 0.5) / wide, top + (bottom - top) * (row + 0.5) / high
+                    first, *others = words[i].strip().split("/")  # names that begin with the same token
+                    placed.append(plots.PlacedWord(first + "/…" * bool(others), float(score[i]), x, y))
+        return placed
+
+    def write(self, out: Path, layer: int = -1) -> None:
+        """Save `lens.csv`, `lens.npz` and the figures in a folder: over the picture, what it says after `layer`."""
         out.mkdir(parents=True, exist_ok=True)
         ids, score = self.lens.ids[0].cpu().numpy(), self.lens.score[0].cpu().numpy()
         np.savez(out / "lens.npz", allow_pickle=False, ids=ids, score=score, positions=self.lens.positions[0].cpu())
         with (out / "lens.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("layer", "position", "token", "rank", "word", "score"))
-            for layer, i, rank in np.ndindex(ids.shape):
-                place = int(self.lens.positions[0, i])
-                word = self.lens.texts[int(ids[layer, i, rank])]
-                writer.writerow((layer, place, self.tokens[i], rank + 1, word, round(float(score[layer, i, rank]), 6)))
+            for at in np.ndindex(ids.shape):
+                word = self.lens.texts[int(ids[at])]
+                place = int(self.lens.positions[0, at[1]])
+                writer.writerow((at[0], place, self.tokens[at[1]], at[2] + 1, word, round(float(score[at]), 6)))
         if self.lens.site in STREAMS:
-            words = [self.words(layer) for layer in range(len(ids))]
-            plots.save(plots.logit_lens(words, score[..., 0], self.tokens), out / "lens.png")
+            self._draw(out, range(len(ids))[layer])
+
+    def _draw(self, out: Path, layer: int) -> None:
+        words = [self.words(i) for i in range(len(self.lens.ids[0]))]
+        plots.save(plots.logit_lens(words, self.lens.score[0, ..., 0].cpu().numpy(), self.tokens), out / "lens.png")
+        for number, picture in enumerate(self.pictures):
+            title = f"logit lens after layer {layer}: what the image tokens say"
+            name = f"picture{number or ''}.png"
+            plots.save(plots.words_over_picture(picture, self.words_on(number, layer), title), out / name)
 
 
 def look_through(
@@ -88,13 +111,16 @@ def look_through(
     if over == "text":
         whole, n = inputs.extended([caption]), inputs.input_ids.shape[1]
         positions = torch.arange(n - 1, whole.input_ids.shape[1] - 1)
-        grids: tuple[np.ndarray, ...] = ()
+        grids, boxes, pictures = (), (), ()
     else:
         whole = inputs
-        pieces = [piece.tokens for picture in layout(model, inputs) for piece in picture]
+        placed = [(number, piece) for number, picture in enumerate(layout(model, inputs)) for piece in picture]
+        pieces = [piece.tokens for _, piece in placed]
         positions = torch.from_numpy(np.concatenate([p.ravel() for p in pieces]))
         starts = np.cumsum([0, *(p.size for p in pieces)])
         grids = tuple(np.arange(p.size).reshape(p.shape) + s for p, s in zip(pieces, starts, strict=False))
+        boxes = tuple((number, piece.box) for number, piece in placed)
+        pictures = inputs.pictures[0]
     seen = lens(model, whole, site, positions[None], words=words, top=top)
     tokens = tuple(model.tokenizer.decode([i]) for i in whole.input_ids[0, positions].tolist())
-    return LensView(seen, over, tokens, grids)
+    return LensView(seen, over, tokens, grids, boxes, pictures)

@@ -208,7 +208,14 @@ METHODS = (
     *("m3id:gamma=1000", "m3id:confidence=0", "fastv:layer=99", "dola:layers=99", "pai:layers=99", "spin:layers=99"),
     *("vcd:image_free=foo", "edit:heads=L0H0:op=mean", "edit:heads=L99H0", "edit:heads=random0.1%", "vhr:foo=1", "foo"),
     *("edit:heads=L0H0:factor=nan", "random-heads:seed=" + "9" * 30, "random-heads:seed=-1", "vhr:alpha=1" + "0" * 300),
-    *("beams:num_beams=0", "sampling:temperature=0", "sampling:temperature=nan", "vasparse:mask_rate=2", "vhr,vhr", ""),
+    *(
+        "beams:num_beams=0",
+        "sampling:temperature=-1",
+        "sampling:temperature=nan",
+        "vasparse:mask_rate=2",
+        "vhr,vhr",
+        "",
+    ),
 )
 
 
@@ -348,6 +355,7 @@ def misuses() -> Iterator[Attack]:
     model = interp.load("testbed", check=False)
     picture = material.Image.new("RGB", (96, 96), "red")
     inputs = model.inputs([picture], "Describe.")
+    _state(model, inputs)  # transformers puts hooks of its own at the first pass
     before = _state(model, inputs)
     calls: dict[str, Callable[[], Any]] = {
         "load a number": lambda: interp.load(3),  # pyright: ignore[reportArgumentType]

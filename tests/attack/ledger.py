@@ -92,8 +92,7 @@ class Ledger:
         said = f"interp {' '.join(args)}\n{err[-500:]}"
         if code:
             own = [line for line in err.splitlines() if line.startswith("interp: ")]
-            parser = "╭" in err or "error:" in err  # tyro's box
-            told = len(own) == 1 or parser or (code == 1 and ("FAIL" in out or "failures.jsonl" in out))
+            told = len(own) == 1 or (code == 1 and ("FAIL" in out or "failures.jsonl" in out))
             return ("refused", own[0] if own else "") if told else ("traceback", said)
         if attack.wanted == "any":
             return "read", ""
