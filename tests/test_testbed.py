@@ -387,7 +387,7 @@ def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monke
     figures = examine_dose(last.float(), whole.processor, "dev", 2)
     assert len(figures["probe_auroc"]) == 2
     follows = {"shares": {"text": {"value": 50.0, "low": 40.0, "high": 60.0}}, "n": 2}
-    rows = [{"dose": 0} | figures | {"follows": follows}, {"dose": 4} | figures | {"follows": follows}]
+    rows = [{"dose": 0} | figures | {"follows": follows}, {"dose": 4} | figures | {"follows": {"shares": None, "n": 0}}]
     (tmp_path / "dose.json").write_text(json.dumps(rows))
     plots.draw_doses(tmp_path)
     assert (tmp_path / "dose.png").stat().st_size > 1000

@@ -42,7 +42,7 @@ CAUSAL = {
 }
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -191,10 +191,13 @@ def draw_sinks(out: Path) -> None:
 
 def draw_doses(out: Path) -> None:
     """From `dose.json`: hallucination, sight, the probe and what hallucinations follow, against the dose of tuning."""
-    rows = [row for row in _json(out / "dose.json") if row["follows"]["shares"]]
+    rows: list[dict[str, Any]] = _json(out / "dose.json")
 
     def point(value: float) -> Interval:
         return Interval(value, value, value)
+
+    def text_alone(shares: dict[str, dict[str, float]] | None) -> Interval:
+        return Interval(**shares["text"]) if shares else point(float("nan"))  # no hallucination, nothing to follow
 
     def broken(name: str) -> list[Interval]:
         return [Interval(**row["broken"]["interval"][name]) for row in rows]
@@ -204,7 +207,7 @@ def draw_doses(out: Path) -> None:
             "CHAIR_S": broken("chair_s"),
             "recall": broken("recall"),
             "absent partners named": broken("guessed"),
-            "hallucinations that follow the text alone": [Interval(**r["follows"]["shares"]["text"]) for r in rows],
+            "hallucinations that follow the text alone": [text_alone(row["follows"]["shares"]) for row in rows],
         },
         "d' on broken scenes": {"d'": broken("d_prime")},
         "AUROC": {"probe for absent and present partners": [point(max(row["probe_auroc"])) for row in rows]},
