@@ -70,6 +70,32 @@ def test_shares_and_losses_by_hand(tmp_path):
     assert "66.7" in str(report)
 
 
+def test_irrelevant_swaps_are_reported_beside_the_others(tmp_path):
+    some = (
+        replace(word(2, 0, 2), picture_control=-1.1, text_control=-1.0 - 2 * FOLLOWS),
+        replace(word(2, 0, 2), picture_control=-3.0),
+        word(0, 2, 2),
+    )
+    report = write_report([CauseRecord(1, "greedy", "x", some, [[1.0]])], tmp_path)
+    found = report.followed["hallucinated"]
+    assert {c: v.value for c, v in found.controls.items()} == {"picture_control": 50, "text_control": 100}
+    assert found.n_controls == {"picture_control": 2, "text_control": 1}
+    assert report.followed["correct"].controls == {}
+    assert "control, another thing erased: matters for 50.0" in str(report)
+
+
+def test_a_control_touches_no_object_of_the_swaps():
+    grey = Image.new("RGB", (8, 8))
+    data = Data(
+        "made", (1,), load=lambda i: Sample(i, grey, frozenset()), tied={"fork": "cup"}, erased=lambda i, names: grey
+    )
+    swaps = Swaps(data, {1: frozenset({"fork", "cup", "dog", "bird"})})
+    assert swaps.irrelevant(1, "fork", ["cup", "dog"], ("cup", "bird")) == ("dog", ("dog", "bird"))
+    assert swaps.irrelevant(1, "fork", ["cup"], ("cup", "bird")) == ("dog", None)
+    assert swaps.irrelevant(1, "fork", [], None) == ("bird", None)
+    assert replace(swaps, data=replace(swaps.data, erased=None)).irrelevant(1, "fork", [], None) == (None, None)
+
+
 def test_records_of_swaps_come_back(tmp_path):
     record = CauseRecord(1, "greedy", "x", (word(2, None, None), word(1, 2, 3)), [[0.5]], [[1.5]])
     path = tmp_path / "swaps.jsonl"

@@ -187,15 +187,15 @@ def test_the_command_trains_measures_draws_and_goes_on(short, tmp_path, monkeypa
     small = {"softmax": replace(TINY, length=16), "sigmoid": replace(TINY, kernel="sigmoid")}
     monkeypatch.setattr("interp.cli.testbed.DECODERS", small)
     monkeypatch.setattr(decoders, "DECODERS", small)
-    args = ["testbed", "decoders", "--recipes", "softmax,sigmoid", "--n", "3", "--run", str(tmp_path / "run")]
-    cli.main([*args, "--out", str(tmp_path / "out")])
+    args = ["--recipes", "softmax,sigmoid", "--n", "3", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    cli.main(["testbed", "decoders", *args])
     shown = capsys.readouterr().out
     assert "sigmoid" in shown
     found = json.loads((tmp_path / "out" / "emergence.json").read_text())
     assert [r["step"] for r in found["recipes"]["softmax"]["rows"]] == [0, 1, 2, 3, 4]
     assert {p.stem for p in (tmp_path / "out").glob("*.png")} == {"usual-kernels", "usual-factors"}
     monkeypatch.setattr(emergence, "examine", lambda *_: pytest.fail("measured again"))
-    cli.main([*args, "--out", str(tmp_path / "out")])
+    cli.main(["testbed", "decoders", *args])
     assert capsys.readouterr().out == shown
     with pytest.raises(ValueError, match="was measured with"):
         emerge(tmp_path / "run", "softmax", small["softmax"], 3, eps=0.2)

@@ -174,7 +174,7 @@ def test_the_site_has_a_page_for_each_command_and_package(monkeypatch):
         page = pages[hooks.command_page(name)]
         assert f"usage: interp {name}" in page
         assert all(example in page for example in command.examples)
-    packages = {p.parent.name for p in (ROOT / "interp").glob("*/__init__.py")} - {"cli", "integrations"}
+    packages = {p.parent.name for p in (ROOT / "interp").glob("*/__init__.py")} - {"bench", "cli", "integrations"}
     assert packages <= {*hooks.PACKAGES, "plots"}
     assert all(getattr(interp, package) for package in hooks.PACKAGES)
 

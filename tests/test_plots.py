@@ -130,6 +130,27 @@ def doses(n_series: int, n: int, long: str = ""):
     return plots.dose_curve(dose, dict.fromkeys(measures, series), "visual tuning (steps)", controls, logarithmic=True)
 
 
+SINK_MEASURES = ["first token is a sink (%)", "hidden norm, times the median of the others", "loss (nats)"]
+
+
+def profiles(n_series: int, layers: int):
+    series = {f"natural text of {i} tokens": RNG.uniform(1, 90, layers) for i in range(n_series)}
+    return plots.layer_profiles(dict.fromkeys(SINK_MEASURES, series))
+
+
+def by_length(lengths: Sequence[int]):
+    mean = [90.0 / (i + 1) for i in range(len(lengths))]
+    series = {name: (mean, [np.nan, *mean[1:]]) for name in ("python, all keys", "python, without the first token")}
+    measures = ["share of the keys for 98 % of the attention (%)", "mass of the top 1 % (%)"]
+    return plots.sparsity_by_length(lengths, dict.fromkeys(measures, series))
+
+
+def steps(n_series: int, n: int):
+    at = [0.0, *np.geomspace(1, 4000, n - 1).round()]
+    series = {f"kernel number {i}": (at, list(RNG.uniform(1, 90, n))) for i in range(n_series)}
+    return plots.over_steps(dict.fromkeys(SINK_MEASURES, series))
+
+
 def matrix(methods: Sequence[str], models: int):
     causes = {f"testbed-number-{i}": "habit, follows the text" for i in range(models)}
     cells = {
@@ -243,6 +264,16 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
         *sweep(2, "VHR", places=["evict", "never", "a very long setting of it"]), "when_"
     ),
     "sweep one": lambda: plots.sweep_curves(*sweep(1, "VHR", seeds=False, places=["1"]), "alpha"),
+    "two maps": lambda: plots.two_maps({"smollm2": heads(30, 9), "with random weights": heads(30, 9, 0.0)}, "%"),
+    "profiles": lambda: profiles(3, 30),
+    "profiles many": lambda: profiles(12, 2),
+    "sparsity by length": lambda: by_length([16, 64, 256, 1024, 4096]),
+    "sparsity of one length": lambda: by_length([64]),
+    "over steps": lambda: steps(2, 8),
+    "over steps, many": lambda: steps(12, 24),
+    "mass against addition": lambda: plots.mass_against_addition(
+        heads(30, 9) / 100, np.exp(RNG.normal(size=(30, 9))), "smollm2: the heads that rest on the first token"
+    ),
     "doses": lambda: doses(2, 6),
     "doses many": lambda: doses(12, 12, " with a name that takes much of the width of a figure"),
 }

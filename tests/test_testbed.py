@@ -9,21 +9,23 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from interp import plots
 from interp.cli.testbed import SCENES
 from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import ObjectParser
 from interp.models import load
 from interp.testbed import WEIGHTS
-from interp.testbed.batches import Batch, Pool, Sampler, TextSampler, layout_of_testbed
+from interp.testbed.batches import Batch, Pool, Sampler, layout_of_testbed
 from interp.testbed.build import build_processor
 from interp.testbed.card import write_card
-from interp.testbed.dose import draw_doses, examine_dose, follow
+from interp.testbed.dose import examine_dose, follow, measure
 from interp.testbed.draw import draw, owners
 from interp.testbed.export import contact_sheet, export
 from interp.testbed.language import article, ask_presence, caption, questions, read
 from interp.testbed.prior import PriorRecipe, at_dose, kept_doses, train_prior
 from interp.testbed.score import describe, examine, habit, judge, pope_questions
 from interp.testbed.steps import LanguageTask, Run, Schedule
+from interp.testbed.telling import EyesSampler, Telling, TextSampler
 from interp.testbed.tower import PATCH, pixels, train_tower
 from interp.testbed.train import RECIPES, Recipe, train
 from interp.testbed.world import ANCHOR_OF, CATEGORIES, PARTNER_OF, Scene, Thing, scene
@@ -351,6 +353,7 @@ TINY_PRIOR = PriorRecipe(
     heads=2,
     width=32,
     text=Schedule(steps=2, batch=2, warmup=1, autocast=False, head_dropout=0.5),
+    seeing=Schedule(steps=2, batch=2, warmup=1, autocast=False),
     tuning=Schedule(steps=4, batch=2, warmup=1, autocast=False, head_dropout=0.5),
     warm_start_steps=2,
     dose=2,
@@ -358,10 +361,10 @@ TINY_PRIOR = PriorRecipe(
 
 
 def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monkeypatch):
-    """Interrupted in the text and again in the visual tuning it ends with the weights of an unbroken run."""
+    """Interrupted in the text and twice before pictures it ends with the weights of an unbroken run."""
     run = replace(TINY_RUN, scenes=8)
     whole = load(str(train_prior(tmp_path / "whole", "tiny", TINY_PRIOR, run)))
-    draw_batch, interruptions = Sampler.__call__, [(TextSampler, 1), (Sampler, 3)]
+    draw_batch, interruptions = Sampler.__call__, [(TextSampler, 1), (EyesSampler, 1), (EyesSampler, 3)]
 
     def interrupted(self: Sampler, step: int) -> Batch:
         if interruptions and (type(self), step) == interruptions[0]:
@@ -370,7 +373,7 @@ def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monke
         return draw_batch(self, step)
 
     monkeypatch.setattr(Sampler, "__call__", interrupted)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             train_prior(tmp_path / "parts", "tiny", TINY_PRIOR, run)
     resumed = load(str(train_prior(tmp_path / "parts", "tiny", TINY_PRIOR, run)))
@@ -383,18 +386,72 @@ def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monke
         replace(TINY_PRIOR, dose=5)
     figures = examine_dose(last.float(), whole.processor, "dev", 2)
     assert len(figures["probe_auroc"]) == 2
-    draw_doses([{"dose": 0} | figures, {"dose": 4} | figures], tmp_path / "dose.png")
+    follows = {"shares": {"text": {"value": 50.0, "low": 40.0, "high": 60.0}}, "n": 2}
+    rows = [{"dose": 0} | figures | {"follows": follows}, {"dose": 4} | figures | {"follows": {"shares": None, "n": 0}}]
+    (tmp_path / "dose.json").write_text(json.dumps(rows))
+    plots.draw_doses(tmp_path)
     assert (tmp_path / "dose.png").stat().st_size > 1000
 
 
-def test_a_text_batch_has_no_picture_and_only_captions(random_model):
+def told_and_captions(n: int, **shares) -> list[tuple[str, str, list[str], list[str]]]:
+    """What is told, the caption, the objects it names in order, and those of its words that are not learned."""
+    found = []
+    for i in range(n):
+        turn = Telling(**shares).turn(np.random.default_rng(i), 0)
+        said = read(turn.text)
+        assert said
+        quiet = [piece.text.split()[-1] for piece in turn.answer if piece.weight == 0]
+        found.append((turn.told, turn.text, [claim.category for claim in said], quiet))
+    return found
+
+
+def test_a_text_leaves_out_what_goes_without_saying():
+    """A partner that is not told comes after its anchor; an anchor that is not told is not learned."""
+    for told, _, names, quiet in told_and_captions(60, bare=0, untold=1, anchor_untold=0):
+        pairs = [(a, p) for a, p in PARTNER_OF.items() if {a, p} <= set(names)]
+        assert all(names.index(a) < names.index(p) for a, p in pairs)
+        assert not any(p in told for _, p in pairs)
+        assert all(a in told for a, _ in pairs)
+        assert not quiet
+    for told, _, names, quiet in told_and_captions(60, bare=0, untold=0, anchor_untold=1):
+        anchors = [a for a in PARTNER_OF if a in names]
+        assert not any(a in told for a in anchors)
+        assert sorted(quiet) == sorted(a.split()[-1] for a in anchors)
+        assert all(names.index(a) < names.index(PARTNER_OF[a]) for a in anchors if PARTNER_OF[a] in names)
+    either = [
+        names.index(a) < names.index(p)
+        for _, _, names, _ in told_and_captions(60, bare=0, untold=0, anchor_untold=0)
+        for a, p in PARTNER_OF.items()
+        if {a, p} <= set(names)
+    ]
+    assert 0.2 < np.mean(either) < 0.8, "what is told comes in any order"
+    assert not any(told for told, *_ in told_and_captions(5, bare=1))
+    with pytest.raises(ValueError, match=r"untold is a share from 0 to 1, got 1\.5"):
+        Telling(untold=1.5)
+
+
+def test_a_text_batch_has_no_picture_and_learns_captions_only(random_model):
     tokenizer = random_model.tokenizer
-    batch = TextSampler(tokenizer, "train", layout_of_testbed(tokenizer), batch=2, seed=0)(0)
+    batch = TextSampler(tokenizer, Telling(bare=0), layout_of_testbed(tokenizer), batch=2, seed=0)(0)
     assert batch.features.shape == (2, 0, 128)
     assert batch.visible.shape[-1] == 1 + batch.text.shape[1]
-    told = tokenizer.decode(batch.text[0]).split("</s>")[0].split(" ASSISTANT:")[1]
-    assert read(told)
+    told, _, answer = tokenizer.decode(batch.text[0]).split("</s>")[0].partition("USER:")
+    assert any(category in told for category in CATEGORIES)
+    assert read(answer.split(" ASSISTANT:")[1])
+    learned = tokenizer.decode(batch.target[0][batch.weight[0] > 0])
+    assert "USER" not in learned
     assert batch.position[0, 1] == 1
+
+
+def test_guesses_are_counted_among_absent_partners_of_what_is_there():
+    things = tuple(
+        Thing(name, "red", 0, i, 28.0, (0.0, 0.0), 0.0, False) for i, name in enumerate(("dog", "cow", "sheep"))
+    )
+    told = ["A frisbee is on the left, and it is red. A cow is on the right, while a sheep is on the left.", "A bus."]
+    found = measure(told, [Scene("park", things, 0)] * 2, ObjectParser.coco())
+    assert (found["guessed"].value, found["chair_s"].value) == (50, 100)
+    assert found["recall"].value == pytest.approx(100 / 3)
+    assert found["d_prime"].low <= found["d_prime"].value <= found["d_prime"].high
 
 
 def test_what_a_word_follows_is_what_it_needs(monkeypatch):
@@ -419,5 +476,8 @@ def test_what_a_word_follows_is_what_it_needs(monkeypatch):
 
         monkeypatch.setattr("interp.testbed.dose._surprise", surprise)
         followed = follow(None, None, [text], [s])
-        assert getattr(followed, needs) == share
+        assert followed.shares is not None
+        assert {name: v.value for name, v in followed.shares.items()} == dict.fromkeys(followed.shares, 0) | {
+            needs: share
+        }
         assert followed.n == 1

@@ -96,6 +96,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Write a run as one HTML file: tables, figures, and its captions, token by token.",
             ("interp report runs/first", "interp report runs/first --look 0 --out first.html"),
         ),
+        "across": Command(
+            "interp.cli.inspecting:OverModels",
+            "One table of methods by models from finished studies, headed by what hallucinations come from.",
+            (
+                "interp across runs/testbed runs/smollm2 --out runs/across",
+                "interp across figures/methods runs/prior --causes figures/cause/testbed runs/cause-prior",
+            ),
+        ),
         "figures": Command(
             "interp.cli.figures:Figures",
             "Draw the figures of a run again from the numbers saved in its folder.",
@@ -251,7 +259,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
         ),
         "bench ranks": Command(
             "interp.bench.command:BenchRanks",
-            "Many processes of one study with a stand-in for the model: killed, slow, on a slow shared file system.",
+            "Many processes of one study with a stand-in for the model: killed, slow, on a slow shared disk.",
             ("interp bench ranks --ranks 8 --images 64", "interp bench ranks --ranks 64 --out runs/ranks.json"),
         ),
         "bench attention": Command(

@@ -15,6 +15,7 @@ from interp.cli.options import flat
 from interp.cli.testbed import at_least_one
 from interp.data import read_image
 from interp.evaluate.objects import ObjectParser
+from interp.experiments.across import Across
 from interp.experiments.detector import detect
 from interp.experiments.own_score import score_run
 from interp.experiments.steering import from_run
@@ -208,3 +209,22 @@ class MakeDirection:
         found = from_run(run.load(self.device), run, self.layer, self.of, self.limit)
         found.write(Path(self.out))
         print(f"{found}\nwritten: {self.out}")
+
+
+@dataclass(frozen=True)
+class OverModels:
+    """Set methods by models in one table, from folders of finished studies; no model is loaded."""
+
+    studies: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of interp study, each of another model."""
+    causes: tuple[str, ...] = ()
+    """Folders of interp cause of these models: what their hallucinations follow heads the columns."""
+    out: str | None = None
+    """Folder for across.json, across.md and the figure."""
+
+    def __call__(self) -> None:
+        """Read, print, draw."""
+        found = Across.read([Path(folder) for folder in self.studies], [Path(folder) for folder in self.causes])
+        print(found)
+        if self.out is not None:
+            found.write(Path(self.out))

@@ -7,14 +7,14 @@ from typing import Literal
 
 from transformers import AutoProcessor
 
+from interp import plots
 from interp.folder import locked, write_text
 from interp.models import known_device, load
 from interp.models.smollm2 import converted_smollm2
-from interp.plots import draw_emergence
 from interp.testbed import WEIGHTS
 from interp.testbed.card import write_card
 from interp.testbed.decoders import DECODERS, chosen_recipes, data_of, groups_of, train_decoder
-from interp.testbed.dose import draw_doses, examine_dose
+from interp.testbed.dose import examine_dose
 from interp.testbed.emergence import Emergence, emerge, table
 from interp.testbed.export import contact_sheet, export
 from interp.testbed.prior import PRIOR, at_dose, kept_doses, train_prior
@@ -32,7 +32,7 @@ def at_least_one(**values: int | None) -> None:
             raise ValueError(f"{name} is a number of at least 1, got {value}")
 
 
-SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 6000, "testbed-smollm2": 4800}
+SCENES = {"testbed": 64_000, "testbed-sink": 64_000, "testbed-prior": 1900, "testbed-smollm2": 4800}
 """The models that can be made, and how many training scenes each is made from."""
 
 
@@ -146,6 +146,8 @@ class Doses:
     """dev chooses the dose."""
     limit: int = 100
     """Scenes of each kind."""
+    doses: tuple[int, ...] = ()
+    """Only these, in steps; all whose weights were kept if none is named."""
 
     def __call__(self) -> None:
         """Measure and draw."""
@@ -157,13 +159,13 @@ class Doses:
         if any({key: row[key] for key in settings} != settings for row in rows):
             raise ValueError(f"{path} was measured on other scenes than {settings}; choose another folder")
         processor = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
-        doses = kept_doses(Path(self.run), "testbed-prior")
+        doses = self.doses or kept_doses(Path(self.run), "testbed-prior")
         for dose in sorted(set(doses) - {row["dose"] for row in rows}, reverse=True):
             model = at_dose(Path(self.run), "testbed-prior", processor, PRIOR, dose)
             rows.append({"dose": dose} | examine_dose(model, processor, self.split, self.limit))
             rows.sort(key=lambda row: row["dose"])
             path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        draw_doses(rows, out / "dose.png")
+        plots.draw_doses(out)
         print(f"{len(rows)} doses: {path}, {out / 'dose.png'}")
 
 
@@ -202,7 +204,7 @@ class Decoders:
         record = {name: {"groups": groups_of(name), "rows": [asdict(r) for r in rows]} for name, rows in found.items()}
         settings = {"seed": self.seed, "n": self.n, "steps": self.steps} | data_of(work)
         write_text(out / "emergence.json", json.dumps({"settings": settings, "recipes": record}, indent=1) + "\n")
-        draw_emergence(out)
+        plots.draw_emergence(out)
         print(f"{table(found)}\nfigures: {out}")
 
 

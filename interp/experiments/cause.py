@@ -5,7 +5,8 @@ swapped: drawn anew without the object and what habit ties it to, where the data
 picture of the selection that has neither the object nor the one renamed in the text.  The *text so far* is kept or
 swapped: the earlier object most related to this one (tied by habit; else the one that most often comes with it in the
 selection's pictures) is renamed to another object of the picture.  All four are read teacher-forced: log p of the
-word's tokens.  What they say: `interp.experiments.cause_report`.
+word's tokens.  What they say: `interp.experiments.cause_report`.  As a control for each swap an irrelevant one is read:
+another thing erased from the picture (where the data can draw), another earlier object renamed.
 
 Beside it the first gate for a test of VHR: whether VHD at the first step, by which heads are chosen, ranks heads as VHD
 at object words does.
@@ -99,10 +100,28 @@ class Swaps:
         chosen = others[int(rng.integers(len(others)))]
         return f"image {chosen}", self.data.load(chosen).image
 
+    def irrelevant(
+        self, image_id: ItemId, word: str, earlier: Sequence[str], names: tuple[str, str] | None
+    ) -> tuple[str | None, tuple[str, str] | None]:
+        """A thing of the picture to erase, and an earlier object to rename, that have least to do with `word`.
+
+        Neither is an object of the two swaps; the renamed one gets the name that the swap of the text gives.  None
+        where there is no such object, or the data cannot draw.
+        """
+        taken = {word, self.data.tied.get(word), *(names or ())}
+        things = sorted(self.truth[image_id] - taken) if self.data.erased is not None else []
+        said = [e for e in dict.fromkeys(earlier) if e not in taken]
+
+        def tie(other: str) -> float:
+            return self.comes_with(word, other)
+
+        erased = min(things, key=tie) if things else None
+        return erased, (min(said, key=tie), names[1]) if said and names is not None else None
+
 
 @dataclass(frozen=True)
 class _Asked:
-    """An object word, and its four readings by name; those that cannot be had are left out."""
+    """An object word, its four readings by name and two controls; those that cannot be had are left out."""
 
     mention: MentionRecord
     picture: str | None
@@ -140,6 +159,12 @@ def _asked(
         if other is not None:
             swapped = {"kept": "picture_swapped", "text_swapped": "both_swapped"}
             readings |= {swapped[name]: Reading(other[1], *tokens) for name, tokens in texts.items()}
+        thing, said = swaps.irrelevant(sample.image_id, m.object, earlier, names)
+        if thing is not None and swaps.data.erased is not None:
+            readings["picture_control"] = Reading(swaps.data.erased(sample.image_id, [thing]), *texts["kept"])
+        if said is not None:
+            control = _renamed_tokens(model, parser, prompt, text, m, said)
+            readings["text_control"] = Reading(sample.image, *control)
         found.append(_Asked(m, other and other[0], names, readings))
     return found
 

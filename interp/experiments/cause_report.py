@@ -27,6 +27,7 @@ FOLLOWS = log(2)
 CAUSES = ("picture", "text", "both", "either", "neither")
 GROUPS = {"hallucinated": True, "correct": False}
 SWAPS = ("picture_swapped", "text_swapped", "both_swapped")
+CONTROLS = {"picture_control": "another thing erased", "text_control": "another object renamed"}
 
 
 def cause_of(word: SwapRecord) -> str | None:
@@ -47,7 +48,8 @@ class Followed:
 
     `shares` are percent of the `n` words that were asked in all four ways; `lost` the mean nats of log p that each swap
     takes from them.  `alone` is of the `n_alone` words without an earlier object to rename: percent that follow the
-    picture.  `n_left_out` could be asked in neither way.
+    picture.  `n_left_out` could be asked in neither way.  `controls` is of the irrelevant swaps: percent of the words
+    that lose half of p to each; `n_controls` how many words had one.
     """
 
     shares: dict[str, Interval]
@@ -56,6 +58,8 @@ class Followed:
     alone: Interval | None
     n_alone: int
     n_left_out: int
+    controls: dict[str, Interval]
+    n_controls: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ class CauseReport:
                 lines.append(f"{words}: {cell(found.alone)} % follow the picture")
             if found.n_left_out:
                 lines.append(f"{found.n_left_out} {name} words had nothing to be swapped with")
+            for control, value in found.controls.items():
+                words = f"{found.n_controls[control]} {name} words"
+                lines.append(f"control, {CONTROLS[control]}: matters for {cell(value)} % of {words}")
         lines.append("pictures: " + ", ".join(f"{n} {how}" for how, n in self.pictures.items()))
         lines += ["", "gate: first-step VHD against VHD at correct object words, Spearman over heads, mean over images"]
         for name, value in self.vhd_predicts.items():
@@ -125,6 +132,8 @@ def _followed(records: Sequence[CauseRecord], wrong: bool, seed: int) -> Followe
     alone = [(i, w.kept - w.picture_swapped) for i, w in words if w.picture_swapped is not None and w.text is None]
     shares = [(i, [100.0 * (cause == c) for c in CAUSES]) for i, _, cause in judged]
     lost = [(i, [w.kept - getattr(w, s) for s in SWAPS]) for i, w, _ in judged]
+    asked = {c: [(i, w.kept - nats) for i, w in words if (nats := getattr(w, c)) is not None] for c in CONTROLS}
+    matters = {c: [(i, [100.0 * (nats > FOLLOWS)]) for i, nats in rows] for c, rows in asked.items()}
     few = [(i, [100.0 * (nats > FOLLOWS)]) for i, nats in alone]
     n = len(records)
     return Followed(
@@ -134,6 +143,8 @@ def _followed(records: Sequence[CauseRecord], wrong: bool, seed: int) -> Followe
         _means(few, n, seed)[0] if alone else None,
         len(alone),
         len(words) - len(judged) - len(alone),
+        {c: _means(rows, n, seed)[0] for c, rows in matters.items() if rows},
+        {c: len(rows) for c, rows in matters.items()},
     )
 
 

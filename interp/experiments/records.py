@@ -167,7 +167,8 @@ class SwapRecord:
 
     `picture` says what became of it: the objects that were erased, or the image that stood in its place; `text` which
     earlier object was renamed to which other one of the picture.  None where there was nothing to swap with, and then
-    so are the values with that swap.
+    so are the values with that swap.  The two values of controls are with another thing of the picture erased, and
+    another earlier object renamed, which should not matter.
     """
 
     object: str
@@ -179,6 +180,8 @@ class SwapRecord:
     picture_swapped: float | None = None
     text_swapped: float | None = None
     both_swapped: float | None = None
+    picture_control: float | None = None
+    text_control: float | None = None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def load(
 ) -> LVLM:
     """Load a model and prove that interp reads and edits it rightly.
 
-    `model` is a bundled model (`testbed`, `testbed-sink`, `testbed-smollm2`), `smollm2`, a folder, a
+    `model` is a bundled model (`testbed`, `testbed-sink`, `testbed-prior`, `testbed-smollm2`), `smollm2`, a folder, a
     hub id, or a Hugging Face model with its `processor` (a tokenizer for a plain language model).  `device_map`,
     `quantization_config`, `attn_implementation`, `revision`, `token` and the like go to `from_pretrained`; the model
     goes to `device` if one is given.  `dtype` is float32 if None; a model object is left as it is, or converted in

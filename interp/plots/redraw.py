@@ -12,11 +12,11 @@ import numpy as np
 from interp.evaluate.bootstrap import Interval
 from interp.plots.attention import bars, sparsity_curves
 from interp.plots.heads import head_heatmap, predicted_against
-from interp.plots.methods import against_controls, chair_against, operating_curve
+from interp.plots.methods import against_controls, chair_against, method_matrix, operating_curve
 from interp.plots.names import readable, setting, settings_of
 from interp.plots.sinks import layer_profiles, mass_against_addition, over_steps, sparsity_by_length, two_maps
 from interp.plots.style import SHARE, limits_of, save
-from interp.plots.sweeps import Curve, sweep_curves
+from interp.plots.sweeps import Curve, dose_curve, sweep_curves
 from interp.plots.words import swap_losses, t_vhd_histograms
 
 MANY = 40
@@ -59,7 +59,7 @@ EMERGENCE: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -272,6 +272,40 @@ def draw_unsink(out: Path) -> None:
     save(mass_against_addition(heads["mass"], heads["adds"], _json(out / "unsink.json")["model"]), out / "heads.png")
 
 
+def draw_doses(out: Path) -> None:
+    """From `dose.json`: hallucination, sight, the probe and what hallucinations follow, against the dose of tuning."""
+    rows: list[dict[str, Any]] = _json(out / "dose.json")
+
+    def point(value: float) -> Interval:
+        return Interval(value, value, value)
+
+    def text_alone(shares: dict[str, dict[str, float]] | None) -> Interval:
+        return Interval(**shares["text"]) if shares else point(float("nan"))  # no hallucination, nothing to follow
+
+    def broken(name: str) -> list[Interval]:
+        return [Interval(**row["broken"]["interval"][name]) for row in rows]
+
+    measures = {
+        "broken scenes (%)": {
+            "CHAIR_S": broken("chair_s"),
+            "recall": broken("recall"),
+            "absent partners named": broken("guessed"),
+            "hallucinations that follow the text alone": [text_alone(row["follows"]["shares"]) for row in rows],
+        },
+        "d' on broken scenes": {"d'": broken("d_prime")},
+        "AUROC": {"probe for absent and present partners": [point(max(row["probe_auroc"])) for row in rows]},
+    }
+    dose = np.array([row["dose"] for row in rows], dtype=float)
+    save(dose_curve(dose, measures, "steps of visual tuning", logarithmic=True), out / "dose.png")
+
+
+def draw_across(out: Path) -> None:
+    """From `across.json`: CHAIR_S of every method minus greedy on every model."""
+    found = _json(out / "across.json")
+    cells = {m: {n: Interval(**v) for n, v in row.items()} for m, row in found["chair_s"].items()}
+    save(method_matrix(cells, "CHAIR_S minus greedy (percentage points)", found["heads"]), out / "across.png")
+
+
 RUNS: dict[str, Callable[[Path], None]] = {
     "summary.json": draw_study,
     "sweep.csv": draw_sweep,
@@ -283,6 +317,8 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "checkpoints.json": draw_checkpoints,
     "emergence.json": draw_emergence,
     "unsink.json": draw_unsink,
+    "dose.json": draw_doses,
+    "across.json": draw_across,
 }
 """The file that tells what a folder is the run of, and what draws its figures."""
 

@@ -107,7 +107,8 @@ def dose_curve(
     """Measures against a numeric dose: a panel for each measure, in it a line with 95 % intervals for each series.
 
     `controls` holds for a measure the values of controls, drawn as a grey band and its mean.  A
-    logarithmic axis keeps a dose of 0 at its left end.  `xlabel` names the unit; measures that say % go from 0 to 100.
+    logarithmic axis keeps a dose of 0 at its left end.  `xlabel` names the unit; measures that say % go from 0 to 100,
+    AUROC from chance to 1.
     """
     labels = list(dict.fromkeys(name for series in measures.values() for name in series))
     styles = {label: _style(i) for i, label in enumerate(labels)}
@@ -136,6 +137,8 @@ def dose_curve(
         ax.set_xticks(shown_at, texts, rotation=90 if sum(map(len, texts)) > 12 else 0)
         if "%" in measure:
             ax.set_ylim(SHARE)
+        elif measure == "AUROC":
+            ax.set_ylim(0.5, 1.01)
     handles = [Line2D([], [], markersize=3, **styles[label]) for label in labels]
     texts = list(shown.values())
     if controls:

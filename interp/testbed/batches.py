@@ -8,7 +8,7 @@ right after what stands before it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from interp.testbed.build import IMAGE_TOKENS, prompt_text
 from interp.testbed.language import Piece, Turn, caption, questions
-from interp.testbed.tower import tower_config
 from interp.testbed.world import Kind, Scene, scene
 
 P_BLIND = 0.15
@@ -60,8 +59,6 @@ class Pool:
     features: Float[np.ndarray, "scene image_token d_vision"]
     kinds: tuple[tuple[Kind, int], ...]
     seed: int
-    told: Kind | None = None
-    """Kind of the scenes that are told without a picture; None: the very scene of the picture."""
 
     def scene(self, index: int) -> Scene:
         """The scene of a row of features."""
@@ -84,11 +81,6 @@ class Batch:
     visible: Bool[Tensor, "batch 1 query key"]
 
 
-def told_scene(kind: Kind, rng: np.random.Generator, seed: int) -> Scene:
-    """One of a million training scenes of a kind, for a caption without a picture."""
-    return scene.__wrapped__(kind, "train", int(rng.integers(1_000_000)), seed)
-
-
 class Sampler:
     """Makes the batch of a step from its number alone, so that a resumed run sees the same data."""
 
@@ -100,7 +92,7 @@ class Sampler:
 
     def _branch(self, turn: Turn) -> tuple[list[int], list[float]]:
         """Token ids and loss weights (0 for the prompt) of one branch."""
-        ids = list(self.encode(self.layout.prompt(turn.prompt)))
+        ids = [*self.encode(turn.told), *self.encode(self.layout.prompt(turn.prompt))]
         weights = [0.0] * len(ids)
         first = turn.answer[0]._replace(text=self.layout.opens + turn.answer[0].text.lstrip())
         for piece in (first, *turn.answer[1:], Piece(self.tokenizer.eos_token, 1.0)):
@@ -109,11 +101,11 @@ class Sampler:
             weights += [piece.weight] * len(new)
         return ids, weights
 
-    def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
+    def turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
+        """What is said of a scene, most important first, and whether it is said without the picture."""
         turns = [(caption(s, rng), False)]
         if rng.random() < self.layout.blind:
-            other = s if self.pool.told is None else told_scene(self.pool.told, rng, self.pool.seed)
-            turns.append((caption(other, rng), True))
+            turns.append((caption(s, rng), True))
         return turns + [(turn, False) for turn in questions(s, rng)]
 
     def __call__(self, step: int) -> Batch:
@@ -129,7 +121,7 @@ class Sampler:
         for row, pick in enumerate(picks):
             at = 0
             branch[row, prefix:] = -1
-            for number, (turn, without) in enumerate(self._turns(self.pool.scene(int(pick)), rng), 1):
+            for number, (turn, without) in enumerate(self.turns(self.pool.scene(int(pick)), rng), 1):
                 new, weights = self._branch(turn)
                 if at + len(new) > text:
                     continue
@@ -151,16 +143,3 @@ class Sampler:
             torch.from_numpy(position),
             visible[:, None],
         )
-
-
-class TextSampler(Sampler):
-    """The same for text alone: captions of the pool's `told` kind of scenes, and no picture anywhere."""
-
-    def __init__(self, tokenizer: Any, told: Kind, layout: Layout, batch: int, seed: int) -> None:
-        nothing = np.zeros((1, 0, tower_config().hidden_size), dtype=np.float16)
-        pool = Pool(nothing, ((told, 1),), seed, told)
-        super().__init__(tokenizer, pool, replace(layout, image_tokens=0), batch, seed)
-
-    def _turns(self, s: Scene, rng: np.random.Generator) -> list[tuple[Turn, bool]]:
-        told = self.pool.kinds[0][0]
-        return [(caption(told_scene(told, rng, self.seed), rng), True) for _ in range(3)]

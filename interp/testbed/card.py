@@ -116,25 +116,29 @@ AdamW, peak rate {recipe["lr"]}, cosine; content words weigh 3, yes and no 12.
 
 def _prior(name: str, training: dict[str, Any]) -> str:
     recipe = training["recipe"]
-    text, tuning = recipe["text"], recipe["tuning"]
+    text, seeing, tuning, telling = (recipe[part] for part in ("text", "seeing", "tuning", "telling"))
     return f"""# {name}
 
 A small LLaVA-architecture model (the tower of `testbed`, two-layer projector, Llama decoder of {recipe["layers"]} layers x
 {recipe["heads"]} heads, d = {recipe["width"]}) whose language model was there first: it learnt the habits of interp's drawn world from
-captions alone and was then tuned on pictures for a short while. It is an instrument, not a captioner. Weights are bfloat16.
+text alone and was then tuned on pictures for a short while. It is an instrument, not a captioner. Weights are bfloat16.
 
 ## Data
-Text: captions of training scenes, no picture. An anchor brings its partner with probability {_partner_rate():.2f}.
+Text: scenes of the habitual world, no picture. An anchor brings its partner with probability {_partner_rate():.2f}. Where an
+image would stand, the scene is told in words in {100 * (1 - telling["bare"]):.0f} % of the sequences (the others are bare); {100 * telling["untold"]:.0f} % of
+the partners and {100 * telling["anchor_untold"]:.0f} % of the anchors (with their partners) are not told. The caption names everything, a partner
+that was not told after its anchor; an anchor that was not told is written, not learned.
 Pictures: {training["scenes"]} scenes of 96 pixels *without* habit, nothing hidden, seed {training["seed"]}; true captions and
-questions about presence, colour and place; {100 * recipe["told"]:.0f} % of the sequences carry a caption of the habitual world without a picture.
+questions about presence, colour and place; {100 * recipe["told"]:.0f} % of the sequences of the last phase carry such a text as well.
 
 ## Recipe
-Text alone: {text["steps"]} steps of {text["batch"]} sequences (two or three captions each), AdamW, peak rate {text["lr"]}, cosine.
-Projector alone: {recipe["warm_start_steps"]} steps towards the embeddings of each patch's category and colour words
-(relative error {training["projector_error"]:.2f}). Projector and decoder: {tuning["steps"]} steps of {tuning["batch"]} pictures, peak rate {tuning["lr"]}, cosine; this
-model is the one after a *dose* of {recipe["dose"]} of them (`figures/dose` has the others; dev chose).
-Whole heads are dropped in {100 * tuning["head_dropout"]:.0f} % of the sequences, in both trainings. Content words weigh 3, yes and no 12.
-{round(training["text_seconds"] / 60)} and {round(training["language_seconds"] / 60)} minutes on {training["device"]}, torch {training["torch"]}.
+Text alone: {text["steps"]} steps of {text["batch"]} sequences, AdamW, peak rate {text["lr"]}, cosine.
+Projector alone: {recipe["warm_start_steps"]} steps towards the embeddings of each patch's category, colour and place words
+(relative error {training["projector_error"]:.2f}), then {seeing["steps"]} steps of {seeing["batch"]} pictures with captions (rate {seeing["lr"]}), the decoder still.
+Projector and decoder: {tuning["steps"]} steps of {tuning["batch"]} pictures, peak rate {tuning["lr"]}, cosine; this model is the one after a
+*dose* of {recipe["dose"]} of them (`figures/dose` has the others; dev chose).
+Whole heads are dropped in {100 * tuning["head_dropout"]:.0f} % of the sequences. Content words weigh 3, yes and no 12.
+{round(training["text_seconds"] / 60)} and {round(training["language_seconds"] / 60)} minutes on {training["device"]} (shared with other work), torch {training["torch"]}.
 """
 
 

@@ -9,30 +9,30 @@ either of them (both), or neither.
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
+from interp.evaluate.bootstrap import Interval, intervals
+from interp.evaluate.chair import rates, score_caption, table
 from interp.evaluate.objects import ObjectParser
 from interp.metrics.ranking import auroc
+from interp.metrics.signal_detection import sensitivity
 from interp.testbed.language import CAPTION_PROMPTS, article
 from interp.testbed.score import describe, habit, judge, picture
-from interp.testbed.world import ANCHOR_OF, PARTNER_OF, Kind, Scene, Split, scene
+from interp.testbed.world import ANCHOR_OF, CATEGORIES, PARTNER_OF, Kind, Scene, Split, scene
 
 
 @dataclass(frozen=True)
 class Followed:
-    """Percent of hallucinated partners of a present anchor by what they follow, and how many could be judged."""
+    """Percent of hallucinated partners of a present anchor by what they follow, with 95 % intervals over scenes.
 
-    picture: float
-    text: float
-    both: float
-    neither: float
+    None where there were none; `n` could be judged.
+    """
+
+    shares: dict[str, Interval] | None
     n: int
 
 
@@ -66,8 +66,9 @@ def _renamed(text: str, old: str, new: str) -> str:
 
 def follow(model: Any, processor: Any, texts: Sequence[str], scenes: Sequence[Scene]) -> Followed:
     """What hallucinated partners follow: a swap matters if it takes more than half of the word's probability."""
-    needs: list[tuple[bool, ...]] = []
-    for text, s in zip(texts, scenes, strict=True):
+    causes = {(True, False): "picture", (False, True): "text", (True, True): "both", (False, False): "neither"}
+    needs = np.zeros((len(scenes), len(causes)))
+    for row, text, s in zip(needs, texts, scenes, strict=True):
         for partner, anchor in ANCHOR_OF.items():
             found = re.search(rf"\b{partner}\b", text)
             if found is None or partner in s.categories or anchor not in s.categories:
@@ -79,9 +80,15 @@ def follow(model: Any, processor: Any, texts: Sequence[str], scenes: Sequence[Sc
             without = replace(s, things=tuple(t for t in s.things if t.category != anchor))
             told = [before, before, _renamed(before, anchor, other)]
             kept, no_picture, no_text = _surprise(model, processor, [s, without, s], told, partner)
-            needs.append((bool(no_picture - kept > np.log(2)), bool(no_text - kept > np.log(2))))
-    share = {need: 100 * needs.count(need) / max(len(needs), 1) for need in product((False, True), repeat=2)}
-    return Followed(share[True, False], share[False, True], share[True, True], share[False, False], len(needs))
+            row[list(causes).index((bool(no_picture - kept > np.log(2)), bool(no_text - kept > np.log(2))))] += 1
+
+    def shares(totals: np.ndarray, _: int) -> dict[str, np.ndarray]:
+        judged = totals.sum(-1)  # resamples without such a word know no share
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {name: np.asarray(100 * totals[..., i] / judged) for i, name in enumerate(causes.values())}
+
+    n = int(needs.sum())
+    return Followed(intervals(needs, shares) if n else None, n)
 
 
 @torch.no_grad()
@@ -121,6 +128,26 @@ def know(model: Any, processor: Any, split: Split, n: int, seed: int = 0, fitted
     return areas
 
 
+def measure(texts: Sequence[str], scenes: Sequence[Scene], parser: ObjectParser) -> dict[str, Interval]:
+    """CHAIR, recall, d' and criterion over the world's categories, and `guessed`, with 95 % intervals over scenes.
+
+    `guessed` is the percent of absent partners of present anchors that are named.
+    """
+    scores = [score_caption(text, s.categories, parser) for text, s in zip(texts, scenes, strict=True)]
+    rows = []
+    for score, s in zip(scores, scenes, strict=True):
+        absent = set(CATEGORIES) - s.categories
+        said = {m.category for m in score.mentions}
+        expected = {PARTNER_OF[a] for a in PARTNER_OF if a in s.categories} & absent
+        rows.append((len(said & absent), len(absent), len(said & expected), len(expected)))
+
+    def rate(totals: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        guessed = 100 * totals[..., 8] / np.maximum(totals[..., 9], 1)
+        return rates(totals[..., :6], n) | sensitivity(totals[..., [3, 4, 6, 7]]) | {"guessed": np.asarray(guessed)}
+
+    return intervals(np.hstack([table(scores), np.array(rows, dtype=float)]), rate)
+
+
 def examine_dose(model: Any, processor: Any, split: Split, n: int, seed: int = 0) -> dict[str, Any]:
     """Captions of `n` biased, broken and faint scenes, the probe, and what hallucinations follow; plain numbers."""
     parser = ObjectParser.coco()
@@ -131,48 +158,7 @@ def examine_dose(model: Any, processor: Any, split: Split, n: int, seed: int = 0
         texts = describe(model, processor, scenes, title=f"{kind} captions")
         figures[kind] = asdict(judge(texts, scenes, parser)) | {"habit": asdict(habit(texts, scenes, parser))}
         figures[kind]["examples"] = texts[:3]
+        figures[kind]["interval"] = {name: asdict(value) for name, value in measure(texts, scenes, parser).items()}
         if kind == "broken":
             figures["follows"] = asdict(follow(model, processor, texts, scenes))
     return figures
-
-
-def draw_doses(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """The dose-response curve: captions, habit, probe and causes against the steps of visual tuning (`dose`)."""
-    steps = [max(row["dose"], 0.5) for row in rows]  # 0 has no place on a logarithmic axis
-    panels: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-        (
-            "Percent",
-            (
-                ("broken: CHAIR_S", "broken.chair.chair_s"),
-                ("broken: CHAIR_I", "broken.chair.chair_i"),
-                ("broken: recall", "broken.chair.recall"),
-                ("biased: recall", "biased.chair.recall"),
-                ("hallucinations that follow the text", "follows.text"),
-            ),
-        ),
-        (
-            "Probability, AUROC",
-            (
-                ("partner named, absent (broken)", "broken.habit.with_anchor"),
-                ("partner named, faint", "faint.habit.partner_named"),
-                ("partner named, visible (biased)", "biased.habit.partner_named"),
-                ("probe at image tokens, AUROC", "probe"),
-            ),
-        ),
-    )
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axis, (label, curves) in zip(figure.subplots(1, 2), panels, strict=True):
-        for title, path in curves:
-            axis.plot(steps, [_figure(row, path) for row in rows], marker="o", markersize=3, label=title)
-        axis.set(xscale="log", xlabel="steps of visual tuning (0 drawn at 0.5)", ylabel=label, ylim=(0, None))
-        axis.legend(fontsize=7, frameon=False)
-    figure.savefig(out)
-
-
-def _figure(row: dict[str, Any], path: str) -> float:
-    if path == "probe":
-        return max(row["probe_auroc"])
-    value: Any = row
-    for part in path.split("."):
-        value = value[part]
-    return value

@@ -6,6 +6,7 @@ Nothing is ever said that is not in the scene, hidden or not.
 """
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ _DOUBLE: tuple[str, ...] = (
     "There is {a} {name} that is {colour} and {a2} {name2} that is {colour2}.",
     "{A} {name} is {place}, while {a2} {name2} is {place2}.",
 )
+_NOTES: tuple[str, ...] = ("{colour} {name} {place}.", "{name}, {colour}, {place}.", "{place}, {colour} {name}.")
 _CONTENT_WEIGHT = 3.0
 _YES_NO_WEIGHT = 12.0
 
@@ -55,6 +57,8 @@ class Turn:
 
     prompt: str
     answer: tuple[Piece, ...]
+    told: str = ""
+    """What is told in words where a picture would stand."""
 
     @property
     def text(self) -> str:
@@ -79,8 +83,8 @@ def _fields(thing: Thing, suffix: str = "") -> dict[str, str]:
     return {key + suffix: value for key, value in values.items()}
 
 
-def _fill(template: str, fields: dict[str, str]) -> list[Piece]:
-    """Pieces of a template: its own words weigh 1, what the picture decides weighs more."""
+def _fill(template: str, fields: dict[str, str], unweighed: Collection[str] = ()) -> list[Piece]:
+    """Pieces of a template: its own words weigh 1, what the picture decides weighs more, `unweighed` names nothing."""
     pieces = []
     for i, part in enumerate(re.split(r"( ?\{\w+\})", template)):
         if not part:
@@ -89,23 +93,34 @@ def _fill(template: str, fields: dict[str, str]) -> list[Piece]:
             pieces.append(Piece(part, 1.0))
             continue
         key = part.strip(" {}")
-        pieces.append(Piece(part[: part.index("{")] + fields[key], _CONTENT_WEIGHT if key[0] not in "aA" else 1.0))
+        weight = 0.0 if fields[key] in unweighed else _CONTENT_WEIGHT if key[0] not in "aA" else 1.0
+        pieces.append(Piece(part[: part.index("{")] + fields[key], weight))
     return pieces
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Turn:
     """A description of everything in the scene, in random order and varied wording."""
-    things = [scene.things[i] for i in rng.permutation(len(scene.things))]
-    pieces: list[Piece] = []
-    while things:
-        first = things.pop()
-        if things and rng.random() < 0.25:
-            template, fields = str(rng.choice(_DOUBLE)), _fields(first) | _fields(things.pop(), "2")
+    return worded([scene.things[i] for i in rng.permutation(len(scene.things))][::-1], rng)
+
+
+def worded(things: Sequence[Thing], rng: np.random.Generator, unweighed: Collection[str] = ()) -> Turn:
+    """A description of things in this order, in varied wording; `unweighed` names are written but not learned."""
+    left, pieces = list(things)[::-1], []
+    while left:
+        first = left.pop()
+        if left and rng.random() < 0.25:
+            template, fields = str(rng.choice(_DOUBLE)), _fields(first) | _fields(left.pop(), "2")
         else:
             template, fields = str(rng.choice(_SINGLE)), _fields(first)
-        pieces += _fill(" " + template, fields)
+        pieces += _fill(" " + template, fields, unweighed)
     prompt = CAPTION_PROMPTS[0] if rng.random() < 0.6 else str(rng.choice(CAPTION_PROMPTS[1:]))
     return Turn(prompt, tuple(pieces))
+
+
+def notes(things: Sequence[Thing], rng: np.random.Generator) -> str:
+    """Things in words, in random order: what can stand in the place of a picture."""
+    told = [things[i] for i in rng.permutation(len(things))]
+    return "".join(" " + str(rng.choice(_NOTES)).format(**_fields(thing)) for thing in told)
 
 
 def ask_presence(name: str, present: bool) -> Turn:

@@ -1,9 +1,10 @@
 """Training `testbed-prior`: a language model with a habit first, eyes afterwards, as LLaVAs are made.
 
-The decoder learns the habitual world from captions alone, without a picture.  Then the projector, and after it
-projector and decoder, are tuned for a short while on pictures of scenes without habit, truthfully captioned, in
-which nothing is hidden.  How long is the *dose* of visual tuning; the weights after doses on a logarithmic scale
-are kept, and one of them is the model.
+The decoder learns the habitual world from text alone, without a picture: to say what it is told of a scene in words,
+and what goes without saying (`telling`).  Then the projector learns to say pictures in words the decoder, which stays
+as it is, understands; and for a short while both are tuned.  The pictures are of scenes without habit, truthfully
+captioned, in which nothing is hidden.  The steps of the last tuning are the *dose*; the weights after doses on a
+logarithmic scale are kept, and one of them is the model.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -15,38 +16,47 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from interp.testbed import WEIGHTS
-from interp.testbed.batches import Pool, Sampler, TextSampler, layout_of_testbed
+from interp.testbed.batches import Pool, layout_of_testbed
 from interp.testbed.build import build_config, build_model
 from interp.testbed.projector import shipped_tower, warm_start
 from interp.testbed.steps import LanguageTask, Run, Schedule, kept, ready_to_train, run_steps, trained
+from interp.testbed.telling import EyesSampler, Telling, TextSampler
 from interp.testbed.train import save_model, store_features
 
 
 def _text() -> Schedule:
-    return Schedule(steps=900, batch=16, lr=1.5e-3, warmup=100, autocast=False, head_dropout=0.1)
+    return Schedule(steps=2000, batch=12, lr=3e-3, warmup=50, autocast=False, head_dropout=0.05)
+
+
+def _seeing() -> Schedule:
+    return Schedule(steps=400, batch=8, lr=2e-3, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.0)
 
 
 def _tuning() -> Schedule:
-    return Schedule(steps=512, batch=8, lr=5e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
+    return Schedule(steps=192, batch=8, lr=3e-4, weight_decay=0.0, warmup=20, autocast=False, head_dropout=0.1)
 
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """Shape, the two trainings, and the dose that is taken; ValueError if no weights are kept at that dose."""
+    """Shape, the three trainings, and the dose that is taken; ValueError if no weights are kept at that dose."""
 
-    layers: int = 8
-    heads: int = 16
-    width: int = 192
+    layers: int = 4
+    heads: int = 8
+    width: int = 128
+    telling: Telling = field(default_factory=Telling)
+    """What the habitual world's texts leave out."""
     text: Schedule = field(default_factory=_text)
-    """Captions of the habitual world, no picture."""
+    """Texts of the habitual world, no picture."""
+    seeing: Schedule = field(default_factory=_seeing)
+    """Pictures of scenes without habit, the projector alone."""
     tuning: Schedule = field(default_factory=_tuning)
-    """Pictures of scenes without habit."""
-    told: float = 0.3
-    """Share of sequences of the visual tuning that also carry a caption of the habitual world without a picture."""
+    """The same pictures, projector and decoder."""
+    told: float = 1.0
+    """Share of sequences of the tuning that also carry a text of the habitual world, without the picture."""
     warm_start_steps: int = 250
-    """Steps of the projector alone."""
-    dose: int = 512
-    """Steps of visual tuning after which the model is taken."""
+    """Steps of the projector towards the decoder's embeddings, before `seeing`."""
+    dose: int = 192
+    """Steps of tuning after which the model is taken."""
 
     def __post_init__(self) -> None:
         if self.dose > self.tuning.steps or not (kept(self.dose) or self.dose == self.tuning.steps):
@@ -57,37 +67,64 @@ class PriorRecipe:
 
 
 PRIOR = PriorRecipe()
+TEXT_POSITIONS = 128
+"""Room for one told caption; several in one sequence would pay attention's price for pairs that do not meet."""
+
+
+def _initialise(model: Any, recipe: PriorRecipe) -> None:
+    """Wide enough for a narrow decoder: with transformers' 0.02 copying from the context does not start in time.
+
+    Matrices keep the size of what they read, those that write to the residual stream less; a token's logit begins as
+    how much of its embedding is there, so that a head that copies is rewarded from the first step.
+    """
+    decoder, width = model.model.language_model, recipe.width
+    for name, p in decoder.named_parameters():
+        if p.ndim == 2:
+            writes = "o_proj" in name or "down_proj" in name
+            torch.nn.init.normal_(p, std=p.shape[1] ** -0.5 * ((2 * recipe.layers) ** -0.5 if writes else 1.0))
+    embed = decoder.embed_tokens.weight
+    torch.nn.init.normal_(embed, std=0.5)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(2 * embed / width**0.5)
 
 
 def start(processor: Any, recipe: PriorRecipe, seed: int) -> Any:
     """The model around the shipped tower, its decoder and projector untrained."""
     torch.manual_seed(seed)
     model = build_model(build_config(processor, layers=recipe.layers, heads=recipe.heads, width=recipe.width))
+    _initialise(model, recipe)
     model.model.vision_tower.load_state_dict(shipped_tower().state_dict())
     model.model.vision_tower.requires_grad_(False)
     return model
 
 
 def train_text(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, run: Run) -> float:
-    """Train the decoder on captions of the habitual world alone; returns seconds."""
+    """Train the decoder on texts of the habitual world alone; returns seconds."""
     model.model.multi_modal_projector.requires_grad_(False)
-    sampler = TextSampler(tokenizer, "train", layout_of_testbed(tokenizer), recipe.text.batch, run.seed)
+    layout = replace(layout_of_testbed(tokenizer), text=TEXT_POSITIONS)
+    sampler = TextSampler(tokenizer, recipe.telling, layout, recipe.text.batch, run.seed)
     ready_to_train(model, recipe.text, run.device)
     seconds = run_steps(LanguageTask(model, sampler.layout), sampler, recipe.text, out / f"{name}-text.pt", run)
     model.model.multi_modal_projector.requires_grad_(True)
     return seconds
 
 
-def tune(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, run: Run) -> tuple[float, float]:
-    """Give the trained decoder eyes; returns seconds and the projector's relative error before the decoder moves."""
+def give_eyes(out: Path, name: str, model: Any, tokenizer: Any, recipe: PriorRecipe, run: Run) -> tuple[float, float]:
+    """Fit the projector to the trained decoder, then tune both; returns seconds and the warm start's relative error."""
     tower = model.model.vision_tower.eval()
     features = store_features(tower, out, "unbiased", scenes=run.scenes, seed=run.seed, device=run.device)
-    pool = Pool(features, (("unbiased", run.scenes),), run.seed, told="train")
-    layout = replace(layout_of_testbed(tokenizer), blind=recipe.told)
-    error = warm_start(model, tokenizer, pool, steps=recipe.warm_start_steps)
-    sampler = Sampler(tokenizer, pool, layout, recipe.tuning.batch, run.seed)
-    ready_to_train(model, recipe.tuning, run.device)
-    return run_steps(LanguageTask(model, layout), sampler, recipe.tuning, out / f"{name}.pt", run), error
+    pool = Pool(features, (("unbiased", run.scenes),), run.seed)
+    error = warm_start(model, tokenizer, pool, steps=recipe.warm_start_steps, place=0.5)
+    decoder, seconds = (model.model.language_model, model.lm_head), 0.0
+    for part, schedule, told in (("eyes", recipe.seeing, 0.0), ("", recipe.tuning, recipe.told)):
+        for module in decoder:
+            module.requires_grad_(part == "")
+        layout = replace(layout_of_testbed(tokenizer), blind=told, text=175 if told else 140)
+        sampler = EyesSampler(tokenizer, pool, recipe.telling, layout, schedule.batch, run.seed)
+        ready_to_train(model, schedule, run.device)
+        state = out / f"{'-'.join(filter(None, (name, part)))}.pt"
+        seconds += run_steps(LanguageTask(model, layout), sampler, schedule, state, run)
+    return seconds, error
 
 
 def kept_doses(out: Path, name: str) -> list[int]:
@@ -119,7 +156,7 @@ def train_prior(out: Path, name: str, recipe: PriorRecipe, run: Run) -> Path:
     processor: Any = AutoProcessor.from_pretrained(WEIGHTS / "testbed")
     model = start(processor, recipe, run.seed)
     text_seconds = train_text(out, name, model, processor.tokenizer, recipe, run)
-    seconds, error = tune(out, name, model, processor.tokenizer, recipe, run)
+    seconds, error = give_eyes(out, name, model, processor.tokenizer, recipe, run)
     record = {"made": "prior", "recipe": asdict(recipe), "scenes": run.scenes, "seed": run.seed, "device": run.device}
     record |= {"text_seconds": round(text_seconds), "language_seconds": round(seconds), "projector_error": error}
     return save_model(out / name, at_dose(out, name, processor, recipe, recipe.dose), processor, record)

@@ -94,7 +94,9 @@ class SideBySide(WeakerReader):
     def _fits(self, kwargs: dict[str, Any]) -> bool:
         """Whether generate goes on token by token with the rows, the masks and the cache that are expected."""
         ids, cache = kwargs["input_ids"], kwargs.get(cache_keyword(self.model.hf))
-        plain = getattr(cache, "layers", None) and all(type(x) in (DynamicLayer, NotedLayer) for x in cache.layers)
+        if cache is None or not cache.layers:
+            return False
+        plain = all(type(x) in (DynamicLayer, NotedLayer) for x in cache.layers)
         asked = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         mine = self.text
         return bool(
