@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ import torch
 
 from interp.folder import is_temporary, write_text
 
-PACKAGES = ("lvlm-interp", "torch", "transformers", "nnsight")
+PACKAGES = ("lvlm-interp", "torch", "transformers", "nnsight", "pillow", "torchvision")
+"""The last two resize pictures, not quite alike: transformers takes torchvision where it is installed."""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def content_digest(path: Path) -> str:
@@ -57,7 +65,7 @@ class Manifest:
     @classmethod
     def of(cls, **settings: Any) -> "Manifest":
         """A manifest of settings, with the versions of the libraries that matter."""
-        versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
         return cls(json.loads(json.dumps({"versions": versions, **settings})))
 
     @property

@@ -221,7 +221,7 @@ def write_card(folder: Path) -> Path:
 `dev` served every choice, `test` none. `biased`: training statistics, nothing hidden; `broken`: anchors without
 their partners{"; `faint`: as `biased`, every partner nearly invisible" if faint else ""}.
 
-Rates in percent, probabilities from 0 to 1. {_bayes()}
+Rates in percent, probabilities from 0 to 1. {"" if made == "prior" else _bayes()}
 
 | | dev | test | aim |
 |---|---|---|---|
