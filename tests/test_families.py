@@ -238,13 +238,15 @@ def test_image_tokens_lie_where_the_layout_says(local, size):
 
 def test_a_saved_model_loads_from_its_folder(lvlm, batch, tmp_path):
     lvlm.hf.save_pretrained(tmp_path)
-    if lvlm.family.name in NEEDS_TORCHVISION and not is_torchvision_available():
+    if lvlm.family.name in NEEDS_TORCHVISION:  # built without a processor of videos, it can be neither saved nor read
         again = load(tmp_path, lvlm.processor)
     else:
         lvlm.processor.save_pretrained(tmp_path)
         again = load(tmp_path)
     assert again.family == lvlm.family
-    assert torch.equal(vhd(again, alone(again, batch, 0)), vhd(lvlm, alone(lvlm, batch, 0)))
+    resized_by_torchvision = 2e-2 if is_torchvision_available() else 0.0  # a saved processor asks for it, the built not
+    close = {"rtol": resized_by_torchvision, "atol": resized_by_torchvision}
+    torch.testing.assert_close(vhd(again, alone(again, batch, 0)), vhd(lvlm, alone(lvlm, batch, 0)), **close)
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
