@@ -245,7 +245,7 @@ def test_a_saved_model_loads_from_its_folder(lvlm, batch, tmp_path):
         again = load(tmp_path)
     assert again.family == lvlm.family
     resized_by_torchvision = 2e-2 if is_torchvision_available() else 0.0  # a saved processor asks for it, the built not
-    close = {"rtol": resized_by_torchvision, "atol": resized_by_torchvision}
+    close: Any = {"rtol": resized_by_torchvision, "atol": resized_by_torchvision}
     torch.testing.assert_close(vhd(again, alone(again, batch, 0)), vhd(lvlm, alone(lvlm, batch, 0)), **close)
 
 
