@@ -26,6 +26,7 @@ PULLED = (
     "CHANGELOG.md",
     "interp/testbed/weights/*/README.md",
     "figures/combinations.md",
+    "figures/organisms/across.md",
     "figures/claims/*/claims.md",
     "figures/**/*.png",
     "notebooks/*.ipynb",

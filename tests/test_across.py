@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from interp import plots
+from interp import cli, plots
 from interp.experiments.across import MEASURES, Across
 
 
@@ -32,17 +32,16 @@ def cause(folder: Path, model: str, n: int = 46) -> Path:
     return folder
 
 
-def test_cells_are_differences_and_heads_say_what_hallucinations_follow(tmp_path):
+def test_cells_are_differences_and_heads_say_what_hallucinations_follow(tmp_path, capsys):
     studies = [study(tmp_path / "a", "one", {"vhr": (28.0, 5.0), "beams": (-3.0, 5.0)})]
     studies.append(study(tmp_path / "b", "two", {"vhr": (-20.0, 5.0)}))
-    found = Across.read(studies, [cause(tmp_path / "c", "one")])
-    assert found.methods == ("vhr", "beams")
-    lines = str(found).splitlines()
+    folders = [str(folder) for folder in studies]
+    cli.main(["across", *folders, "--causes", str(cause(tmp_path / "c", "one")), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].count("<br>follow both 59 %, picture 28 %, text 13 % of 46 words; 60 images") == 1
     assert lines[0].endswith("two<br>cause not measured; 60 images |")
     assert lines[3] == "| `vhr` | **+28.0 [+23.0, +33.0]** | **-20.0 [-25.0, -15.0]** |"
     assert lines[4] == "| `beams` | -3.0 [-8.0, +2.0] |  |", "not run on the second model, and not clear on the first"
-    found.write(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"across.json", "across.md", "across.png"}
     assert plots.redraw(tmp_path / "out") == [tmp_path / "out" / "across.png"]
 

@@ -12,9 +12,10 @@ from configured import configured
 from test_families import PROMPTS, picture
 from zoo import build
 
+from interp import cli
 from interp.attribution.lens import lens
 from interp.attribution.patching import first_order, logit_difference, patch
-from interp.cli.inspecting import Detect, Lens, Patch
+from interp.cli.inspecting import Lens, Patch
 from interp.cli.looking import Heads, Overlay
 from interp.cli.options import UncheckedModel
 from interp.experiments.captions import StudyConfig, run_study
@@ -287,7 +288,7 @@ def test_a_lens_view_of_the_picture_follows_its_layout(model, pictures):
 
 def test_detect_compares_with_the_baselines(study, tmp_path, capsys):
     again = shutil.copytree(study, tmp_path / "again")
-    Detect(runs=(str(study), str(again)), out=str(tmp_path / "found"))()
+    cli.main(["detect", str(study), str(again), "--out", str(tmp_path / "found")])
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "found" / "detector.json").read_text())
     assert {"position", "probability", "word", "T-VHD", "residual stream"} <= set(found["auroc"])

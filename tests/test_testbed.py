@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from interp import plots
+from interp import cli, plots
 from interp.cli.testbed import SCENES
 from interp.evaluate.coco import read_coco
 from interp.evaluate.objects import ObjectParser
@@ -18,7 +18,7 @@ from interp.testbed import WEIGHTS
 from interp.testbed.batches import Batch, Pool, Sampler, layout_of_testbed
 from interp.testbed.build import build_processor
 from interp.testbed.card import write_card
-from interp.testbed.dose import examine_dose, follow, measure
+from interp.testbed.dose import follow, measure
 from interp.testbed.draw import draw, owners
 from interp.testbed.export import contact_sheet, export
 from interp.testbed.language import article, ask_presence, caption, questions, read
@@ -363,7 +363,7 @@ TINY_PRIOR = PriorRecipe(
 def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monkeypatch):
     """Interrupted in the text and twice before pictures it ends with the weights of an unbroken run."""
     run = replace(TINY_RUN, scenes=8)
-    whole = load(str(train_prior(tmp_path / "whole", "tiny", TINY_PRIOR, run)))
+    whole = load(str(train_prior(tmp_path / "whole", "testbed-prior", TINY_PRIOR, run)))
     draw_batch, interruptions = Sampler.__call__, [(TextSampler, 1), (EyesSampler, 1), (EyesSampler, 3)]
 
     def interrupted(self: Sampler, step: int) -> Batch:
@@ -379,18 +379,23 @@ def test_the_prior_resumes_in_either_training_and_takes_its_dose(tmp_path, monke
     resumed = load(str(train_prior(tmp_path / "parts", "tiny", TINY_PRIOR, run)))
     for a, b in zip(whole.hf.parameters(), resumed.hf.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert kept_doses(tmp_path / "whole", "tiny") == [0, 1, 2, 3, 4]
-    last = at_dose(tmp_path / "whole", "tiny", whole.processor, TINY_PRIOR, 4)
+    assert kept_doses(tmp_path / "whole", "testbed-prior") == [0, 1, 2, 3, 4]
+    last = at_dose(tmp_path / "whole", "testbed-prior", whole.processor, TINY_PRIOR, 4)
     assert not torch.equal(last.lm_head.weight.bfloat16(), whole.hf.lm_head.weight.bfloat16())
     with pytest.raises(ValueError, match=r"dose is a number of steps whose weights are kept .* got 5"):
         replace(TINY_PRIOR, dose=5)
-    figures = examine_dose(last.float(), whole.processor, "dev", 2)
-    assert len(figures["probe_auroc"]) == 2
-    follows = {"shares": {"text": {"value": 50.0, "low": 40.0, "high": 60.0}}, "n": 2}
-    rows = [{"dose": 0} | figures | {"follows": follows}, {"dose": 4} | figures | {"follows": {"shares": None, "n": 0}}]
-    (tmp_path / "dose.json").write_text(json.dumps(rows))
-    plots.draw_doses(tmp_path)
-    assert (tmp_path / "dose.png").stat().st_size > 1000
+    monkeypatch.setattr("interp.cli.testbed.PRIOR", TINY_PRIOR)
+    out = tmp_path / "dose"
+    options = ["--run", str(tmp_path / "whole"), "--split", "dev", "--limit", "2", "--out", str(out)]
+    cli.main(["testbed", "doses", *options, "--doses", "4"])
+    cli.main(["testbed", "doses", *options, "--doses", "0", "4"])
+    none, four = json.loads((out / "dose.json").read_text())
+    assert (none["dose"], four["dose"], len(four["probe_auroc"])) == (0, 4, 2)
+    four["follows"] = {"shares": {"text": {"value": 50.0, "low": 40.0, "high": 60.0}}, "n": 2}
+    none["follows"] = {"shares": None, "n": 0}  # no hallucination, nothing to follow
+    (out / "dose.json").write_text(json.dumps([none, four]))
+    plots.draw_doses(out)
+    assert (out / "dose.png").stat().st_size > 1000
 
 
 def told_and_captions(n: int, **shares) -> list[tuple[str, str, list[str], list[str]]]:
