@@ -62,7 +62,7 @@ INSIDE: dict[str, list[set[str]]] = {
     "plots": [
         {"names", "placing", "style"},
         {"heads"},
-        {"attention", "lens", "methods", "sinks", "speed", "sweeps", "words"},
+        {"attention", "lens", "methods", "sinks", "speed", "sweeps", "verdicts", "words"},
         {"redraw"},
     ],
     "models": [

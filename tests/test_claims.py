@@ -22,7 +22,7 @@ from interp.claims.claim import (
     shown,
 )
 from interp.claims.run import ClaimsConfig, run_claims
-from interp.claims.table import CLAIMS, Found, matrix, read_found, write_found
+from interp.claims.table import CLAIMS, Found, by_model, matrix, read_found, verdicts, write_found
 from interp.claims.vhd import RANDOM, against_judges
 from interp.cli import main
 from interp.evaluate.bootstrap import Interval
@@ -122,12 +122,12 @@ def test_what_is_written_is_read_again(tmp_path):
     assert math.isnan(again.measured["x (%)"].low)
     assert again.verdict == found[claim.name].verdict
     assert "1, no interval" in (tmp_path / "claims.md").read_text()
-    assert f"| {claim.says} ({claim.name}) | inconclusive<br>1, no interval |" in matrix([tmp_path])
+    assert f"| {claim.says} ({claim.name}) | inconclusive<br>1, no interval |" in matrix(by_model([tmp_path]))
     (tmp_path / "claims.json").write_text("{")
     with pytest.raises(ValueError, match="no result of interp claims"):
         read_found(tmp_path / "claims.json")
     with pytest.raises(ValueError, match=r"holds no claims\.json"):
-        matrix([tmp_path / "nowhere"])
+        by_model([tmp_path / "nowhere"])
 
 
 def test_claims_run_and_go_on(tmp_path, capsys):
@@ -154,8 +154,13 @@ def test_claims_run_and_go_on(tmp_path, capsys):
     (value,) = rows["vhd-in-few-heads"]["measured"].values()
     assert value[0] == pytest.approx(100 * np.mean(share), abs=1e-3)
     assert "Keeping the S largest delta" in str(report)
-    main(["claims", "--matrix", str(tmp_path / "claims")])
+    main(["claims", "--matrix", str(tmp_path / "claims"), "--out", str(tmp_path)])
     assert "(theorem-1) | holds" in capsys.readouterr().out
+    assert (tmp_path / "matrix.png").exists()
+    (one,) = verdicts(by_model([tmp_path / "claims"]))[
+        "Keeping the S largest delta minimises the objective of the selection."
+    ].values()
+    assert one == ("holds", "100.0 [98.8, 100.0]")
     with pytest.raises(ValueError, match="only names claims among"):
         ClaimsConfig(only="no-such-claim")
 
@@ -172,6 +177,6 @@ def test_the_page_shows_the_matrix():
     settings = {f: json.loads((f / table.FILE).read_text())["settings"] for f in FOLDERS}
     page = (ROOT / "docs" / "pages" / "claims.md").read_text(encoding="utf-8")
     ordered = sorted(FOLDERS, key=lambda f: page.find(f"figures/claims/{f.name}"))
-    assert matrix(ordered) in page
+    assert matrix(by_model(ordered)) in page
     for told in settings.values():
         assert told["command"] in page

@@ -163,7 +163,7 @@ def test_relative_links_resolve(path):
 def test_figures_shown_have_their_run_beside_them(path):
     for link in re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         folder = (path.parent / link).resolve().parent
-        assert folder == ROOT / "figures" or any(folder.glob("*.json")), f"{link}: no configuration beside it"
+        assert folder == ROOT / "figures" or any(folder.rglob("*.json")), f"{link}: no configuration beside it"
 
 
 def test_the_site_has_a_page_for_each_command_and_package(monkeypatch):

@@ -130,6 +130,14 @@ def doses(n_series: int, n: int, long: str = ""):
     return plots.dose_curve(dose, dict.fromkeys(measures, series), "visual tuning (steps)", controls, logarithmic=True)
 
 
+def decided(n: int, models: int):
+    outcomes = ["holds", "does not hold", "inconclusive"]
+    names = [f"testbed-number-{i}" for i in range(models)]
+    claim = "It is the choice of the heads that helps: VHR beats as many random heads, and every other set of heads"
+    cells = {m: (outcomes[i % 3], "-13.3 [-20.2, -6.6]") for i, m in enumerate(names)}
+    return plots.verdict_matrix({f"{i}: {claim}": cells if i % 2 else {} for i in range(n)}, names)
+
+
 SINK_MEASURES = ["first token is a sink (%)", "hidden norm, times the median of the others", "loss (nats)"]
 
 
@@ -256,6 +264,8 @@ FIGURES: dict[str, Callable[[], Axes | Sequence[Axes]]] = {
     "matrix": lambda: matrix(MAIN, 3),
     "matrix 28": lambda: matrix(MAIN + VARIANTS, 4),
     "matrix one": lambda: matrix(["vhr"], 1),
+    "verdicts": lambda: decided(29, 5),
+    "verdict": lambda: decided(1, 1),
     "sweep": lambda: plots.sweep_curves(*sweep(4, "top heads by VHD,"), "share", "heads silenced"),
     "sweep 28": lambda: plots.sweep_curves(
         *sweep(28, "VASparse, scope all, alpha 0, beta 0, dropped discard, score probs"), "keep"

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +97,34 @@ def _shown(value: Interval) -> str:
     return f"{value.value:.3g}, no interval" if math.isnan(value.low) else shown(value)
 
 
-def matrix(folders: Sequence[Path]) -> str:
-    """Claims by models as Markdown, from folders that `interp claims` wrote; the first number stands in the cell."""
+def by_model(folders: Sequence[Path]) -> dict[str, dict[str, Found]]:
+    """Model -> claim -> what was found, from folders that `interp claims` wrote; ValueError names one that is none."""
     each = {}
     for folder in folders:
         if not (folder / FILE).is_file():
             raise ValueError(f"{folder} holds no {FILE}; expected folders that interp claims wrote")
         settings = json.loads((folder / FILE).read_text(encoding="utf-8"))["settings"]
         each[settings["model"]] = read_found(folder / FILE)
+    return each
+
+
+def matrix(each: Mapping[str, Mapping[str, Found]]) -> str:
+    """Claims by models as Markdown; the first number stands in the cell."""
     lines = ["| claim | " + " | ".join(each) + " |", "|---|" + "---|" * len(each)]
     for claim in CLAIMS:
         cells = [_cell(found.get(claim.name)) for found in each.values()]
         lines.append(f"| {claim.says} ({claim.name}) | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def verdicts(each: Mapping[str, Mapping[str, Found]]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Claim -> model -> its verdict and the first number; what was not measured is left out."""
+    rows: dict[str, dict[str, tuple[str, str]]] = {claim.says: {} for claim in CLAIMS}
+    for claim, (model, found) in product(CLAIMS, each.items()):
+        one = found.get(claim.name)
+        if one is not None and one.verdict.outcome != "not measured":
+            rows[claim.says][model] = (one.verdict.outcome, _shown(next(iter(one.measured.values()))))
+    return rows
 
 
 def _cell(found: Found | None) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from interp import plots
 from interp.claims.run import ClaimsConfig, run_claims
-from interp.claims.table import matrix
+from interp.claims.table import by_model, matrix, verdicts
 from interp.cli.options import TESTBED, Unchecked, UncheckedData, UncheckedModel, UncheckedRun, checked, flat
 from interp.cli.running import shown
 from interp.report.page import ReportConfig, write_report
@@ -26,12 +27,15 @@ class Claims(Unchecked, ClaimsConfig):
     data: UncheckedData = _CLAIMS_DATA
     run: UncheckedRun = _CLAIMS_RUN
     matrix: tuple[str, ...] = ()
-    """Folders that this command wrote: print claims by models, and measure nothing."""
+    """Folders that this command wrote: print claims by models, draw them into out/matrix.png, and measure nothing."""
 
     def __call__(self) -> int:
         """Measure and print the table."""
         if self.matrix:
-            print(matrix([Path(folder) for folder in self.matrix]), end="")
+            each = by_model([Path(folder) for folder in self.matrix])
+            print(matrix(each), end="")
+            if self.run.out is not None:
+                plots.save(plots.verdict_matrix(verdicts(each), list(each)), Path(self.run.out) / "matrix.png")
             return 0
         return shown(run_claims(checked(self, ClaimsConfig)))
 

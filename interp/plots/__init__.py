@@ -22,6 +22,7 @@ from interp.plots.redraw import (
 from interp.plots.sinks import layer_profiles, mass_against_addition, over_steps, sparsity_by_length, two_maps
 from interp.plots.style import CORRECT, HALLUCINATED, SHARE, limits_of, save
 from interp.plots.sweeps import Curve, dose_curve, sweep_curves
+from interp.plots.verdicts import verdict_matrix
 from interp.plots.words import roc_curve, swap_losses, t_vhd_along, t_vhd_histogram, t_vhd_histograms
 
 __all__ = [
@@ -68,5 +69,6 @@ __all__ = [
     "t_vhd_histogram",
     "t_vhd_histograms",
     "two_maps",
+    "verdict_matrix",
     "words_over_picture",
 ]
