@@ -20,6 +20,7 @@ from interp.cli.looking import Heads, Overlay
 from interp.cli.options import UncheckedModel
 from interp.experiments.captions import StudyConfig, run_study
 from interp.experiments.written import WrittenRun
+from interp.interventions.directions import Direction
 from interp.metrics.detection import cross_validated, ridge_logistic
 from interp.metrics.ranking import auroc
 from interp.models import Head, differentiable, head_results, image_free, load, read, run_with_edits
@@ -284,6 +285,25 @@ def test_a_lens_view_of_the_picture_follows_its_layout(model, pictures):
     said = view.words_on(0, 3)
     assert [w.word for w in said] == [w.strip() for w in view.words(3)]
     assert said[9][2:] == (1.5 / 8, 1.5 / 8)
+
+
+def test_a_direction_from_a_run_is_the_difference_of_means(study, model, tmp_path):
+    """One caption after another; a word's step is the position before its first token."""
+    run = WrittenRun.read(study)
+    found: dict[Any, list[torch.Tensor]] = {False: [], True: [], "with": [], "without": []}
+    for caption in run.captions.values():
+        inputs = model.inputs([run.sample(caption.image_id).image], run.prompt)
+        stream = read(model, inputs.extended([caption.tokens]), "resid_post")["resid_post"][0, 4]
+        for m in caption.mentions:
+            found[m.hallucinated].append(stream[inputs.input_ids.shape[1] - 1 + m.token])
+        found["with"].append(read(model, inputs, "resid_post")["resid_post"][0, 4, -1])
+        found["without"].append(read(model, image_free(model, inputs, "remove"), "resid_post")["resid_post"][0, 4, -1])
+    for of, plus, minus in (("words", False, True), ("pictures", "with", "without")):
+        cli.main(["direction", str(study), "--layer", "4", "--of", of, "--out", str(tmp_path / f"{of}.npz")])
+        expected = torch.stack(found[plus]).mean(0) - torch.stack(found[minus]).mean(0)
+        made = Direction.read(tmp_path / f"{of}.npz")
+        assert made.layer == 4
+        torch.testing.assert_close(made.vector, expected.float(), rtol=1e-3, atol=1e-3)
 
 
 def test_detect_compares_with_the_baselines(study, tmp_path, capsys):
