@@ -154,9 +154,9 @@ def test_claims_run_and_go_on(tmp_path, capsys):
     (value,) = rows["vhd-in-few-heads"]["measured"].values()
     assert value[0] == pytest.approx(100 * np.mean(share), abs=1e-3)
     assert "Keeping the S largest delta" in str(report)
-    main(["claims", "--matrix", str(tmp_path / "claims"), "--out", str(tmp_path)])
+    main(["claims", "--matrix", str(tmp_path / "claims"), "--out", str(tmp_path / "a" / "new")])
     assert "(theorem-1) | holds" in capsys.readouterr().out
-    assert (tmp_path / "matrix.png").exists()
+    assert (tmp_path / "a" / "new" / "matrix.png").exists()
     (one,) = verdicts(by_model([tmp_path / "claims"]))[
         "Keeping the S largest delta minimises the objective of the selection."
     ].values()

@@ -35,7 +35,9 @@ class Claims(Unchecked, ClaimsConfig):
             each = by_model([Path(folder) for folder in self.matrix])
             print(matrix(each), end="")
             if self.run.out is not None:
-                plots.save(plots.verdict_matrix(verdicts(each), list(each)), Path(self.run.out) / "matrix.png")
+                out = Path(self.run.out)
+                out.mkdir(parents=True, exist_ok=True)
+                plots.save(plots.verdict_matrix(verdicts(each), list(each)), out / "matrix.png")
             return 0
         return shown(run_claims(checked(self, ClaimsConfig)))
 
