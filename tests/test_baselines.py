@@ -321,7 +321,7 @@ def test_vasparse_selects_by_each_reading(score, case):
     random = torch.Generator().manual_seed(1)
     query, keys = torch.randn(1, 1, 1, 8, generator=random), torch.randn(1, 1, 9, 8, generator=random)
     call = AttentionCall(query, keys, keys, None, 8**-0.5)
-    found = method.importance(call, call.pattern(), call.visible)[0, 0, 0]
+    found = method.importance(call, call.pattern())[0, 0, 0]
     expected = vasparse.importance(query[0, 0, 0].double().numpy(), keys[0, 0].double().numpy(), score)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 

@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from zoo import TEXT, VISION, build
 
 from interp.interventions import VHR
+from interp.interventions.primitives.packed_prompt import PackedPrompt
 from interp.metrics.vhd import head_divergence
 from interp.models import FAMILIES, IMAGE_FREE, LVLM, Inputs, diagnose, image_free, load, read
 from interp.models.compat import attention_backend
@@ -284,3 +285,24 @@ def test_grouped_query_models_have_query_heads():
     found = read(model, model.inputs(None, "A fork."), ["z", "k", "pattern"])
     assert found["z"].shape[3] == found["pattern"].shape[2] == model.n_heads
     assert found["k"].shape[3] == model.hf.config.num_key_value_heads
+
+
+ONE_PASS = {"llava", "llava-next", "llava-onevision", "internvl", "idefics3", "smolvlm", "mistral3"}
+"""Families in which VHR chooses its heads in the pass that reads the prompt; the others have masks of their own."""
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_vhr_chooses_in_the_pass_that_reads_the_prompt_what_it_would_choose_before(beams, lvlm, batch, monkeypatch):
+    method, options = VHR(preset="all", alpha=3.0), {"max_new_tokens": 8, "min_new_tokens": 8, "num_beams": beams}
+    calls, fits = [], PackedPrompt._fits
+    monkeypatch.setattr(PackedPrompt, "_fits", lambda *args: calls.append(fits(*args)) or calls[-1])
+    with method(lvlm) as steered:
+        found = lvlm.generate(batch, **options)
+    assert calls == ([] if lvlm.family.needs_pixels else [lvlm.family.name in ONE_PASS and beams == 1])
+    monkeypatch.setattr(PackedPrompt, "_fits", lambda *_: False)
+    with method(lvlm) as before:
+        expected = lvlm.generate(batch, **options)
+    assert torch.equal(torch.stack(found.tokens), torch.stack(expected.tokens))
+    assert torch.equal(steered.heads[0].heads, before.heads[0].heads)
+    torch.testing.assert_close(steered.heads[0].vhd, before.heads[0].vhd, **CLOSE)
+    assert found.cache_bytes == expected.cache_bytes

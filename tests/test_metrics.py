@@ -11,7 +11,7 @@ from interp.metrics.attention import SELECTED, received, sink_rate, squared_sele
 from interp.metrics.contrast import contrast_logits, farthest, growing_weight, layer_contrast
 from interp.metrics.over_trust import over_trust
 from interp.metrics.ranking import auroc, spearman, stratified_auroc
-from interp.metrics.selection import density_peaks, merged, penalised, running_softmax, top_mask
+from interp.metrics.selection import density_peaks, membership, penalised, running_softmax, top_mask
 from interp.metrics.vhd import (
     default_top_k,
     head_divergence,
@@ -183,11 +183,11 @@ def test_clusters_of_two_heaps():
     assert len(set(cluster[3:])) == 1
     assert cluster[0] != cluster[3]
     dropped = torch.tensor([[False, True, True, True, True]])
-    keys, values = merged(points[None], points[None] * 2, dropped, 0.5, 1)
-    assert keys.shape == (1, 2, 2)
-    torch.testing.assert_close(keys.sum(1), points[None, 1:].sum(1))
-    torch.testing.assert_close(values, keys * 2)
-    assert sorted(k.sum().item() for k in keys[0]) == pytest.approx([0.2, 4.1])
+    member = membership(points[None], dropped, 4, 0.5, 1)
+    assert member.shape == (1, 2, 5)
+    assert sorted((member.float() @ points)[0].sum(-1).tolist()) == pytest.approx([0.2, 4.1]), "sums of the members"
+    assert torch.equal(member.any(1), dropped)
+    assert torch.equal(membership(points[None], dropped, 4, 0.1, 1)[:, 0], dropped), "a single cluster is all of them"
 
 
 def test_a_forbidden_token_does_not_hide_the_farthest_layer():

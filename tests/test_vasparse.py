@@ -10,9 +10,11 @@ from torch import Tensor
 from zoo import build
 
 from interp.interventions import M3ID, VCD, VASparse, parse_method
+from interp.interventions.methods.vasparse import Scope
 from interp.interventions.primitives.contrast import embedding_contrast
 from interp.interventions.primitives.kv_cache import NotedLayer
-from interp.models import LVLM, Inputs, image_free, load, read, run_with_edits
+from interp.metrics.selection import density_peaks
+from interp.models import LVLM, AttentionCall, Inputs, image_free, load, read, run_with_edits
 
 CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 STEPS: Any = {"max_new_tokens": 24, "min_new_tokens": 24}
@@ -216,3 +218,32 @@ def test_wrong_settings_are_refused():
         parse_method("vasparse:score=raw")
     with pytest.raises(ValueError, match="alpha of VCD is a number of at least 0"):
         VCD(alpha=-1)
+
+
+@pytest.mark.parametrize("dropped", [[7, 7], [24, 24], [7, 24], [0, 12]])
+def test_a_cluster_is_a_further_key_with_the_sums_of_its_members(dropped):
+    """Rows that drop as many keys and rows that do not, one cluster and several: against the keys written out."""
+    random = torch.Generator().manual_seed(3)
+    method = VASparse(neighbours=2)
+    query, key, value = (torch.randn(2, h, n, 8, generator=random) for h, n in ((4, 1), (2, 40), (2, 40)))
+    call = AttentionCall(query, key, value, None, 8**-0.5)
+    order = torch.rand(2, 4, 40, generator=random).argsort(-1)
+    gone = (order < torch.tensor(dropped)[:, None, None])[:, :, None]
+    scores = call.scores() + 0.1  # as if a penalty had been there
+    nothing = torch.zeros(2, 1, 40, dtype=torch.bool)
+    scope = Scope(nothing, nothing, torch.zeros(2, 1, 1, 1, dtype=torch.long), None)
+    pattern = method._merging(call, call.products(), scores, gone, scope)
+    found = call.head_outputs(pattern)
+    for row in range(2):
+        for head in range(4):
+            out = gone[row, head, 0]
+            k, v = key[row, head // 2], value[row, head // 2]
+            keys, values = [], []
+            if out.any():
+                n = max(1, math.ceil(0.1 * int(out.sum()) - 1e-9))
+                cluster = density_peaks(k[out], n, 2)
+                keys = [k[out][cluster == c].sum(0) for c in range(n)]
+                values = [v[out][cluster == c].sum(0) for c in range(n)]
+            logits = [scores[row, head, 0, ~out], *(query[row, head] @ c * 8**-0.5 for c in keys)]
+            read = torch.cat(logits).softmax(0) @ torch.cat([v[~out], *(c[None] for c in values)])
+            torch.testing.assert_close(found[row, 0, head], read, **CLOSE)

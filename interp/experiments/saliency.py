@@ -68,7 +68,7 @@ def changed(
         some = generated[:, None, rows] & (choice.sum(-1) > 1)
         for i, score in enumerate(READINGS):
             method = VASparse(score=score)  # pyright: ignore[reportArgumentType]
-            importance = method.importance(call, raw, call.visible)[:, :, rows]
+            importance = method.importance(call, raw)[:, :, rows]
             without = top_mask(importance, choice, keep)
             for j, weight in enumerate(LAMBDAS):
                 other = (top_mask(importance + weight * saliency, choice, keep) != without).any(-1)

@@ -3,6 +3,8 @@
 VASparse: Zhuang et al., CVPR 2025, arXiv 2501.06553, eqs. 3 to 7; `delta`, `P` and `w` are named there.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -10,24 +12,35 @@ from torch import Tensor
 
 def top_mask(
     delta: Float[Tensor, "*row key"],
-    scope: Bool[Tensor, "*row key"],
+    scope: Bool[Tensor, "*#row key"],
     keep: float,
-    total: Int[Tensor, "*#row 1"] | None = None,
+    total: Int[Tensor, "*#row 1"] | int | None = None,
 ) -> Bool[Tensor, "*row key"]:
     """The `ceil(keep x total)` keys of largest `delta` among those in scope; the earlier one where they tie.
 
-    `total` defaults to the number in scope.
+    `total` defaults to the number in scope; an int is that number in every row.
     """
+    inside = delta.masked_fill(~scope, -torch.inf)
+    order = inside.argsort(dim=-1, descending=True, stable=True)
+    kept = torch.zeros_like(order, dtype=torch.bool)
+    if isinstance(total, int):
+        return kept.scatter_(-1, order[..., : share_of(total, keep)], True)
     number = (keep * (scope.sum(-1, keepdim=True) if total is None else total).double() - 1e-9).ceil()
-    order = delta.masked_fill(~scope, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     best = torch.arange(delta.shape[-1], device=delta.device) < number
-    return torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, best.expand_as(order)) & scope
+    return kept.scatter_(-1, order, best.expand_as(order)) & scope
+
+
+def share_of(number: int, share: float) -> int:
+    """`ceil(share x number)`, as `top_mask` counts it."""
+    return math.ceil(share * number - 1e-9)
 
 
 def running_softmax(
-    values: Float[Tensor, "*batch key"], visible: Bool[Tensor, "*#batch query key"]
+    values: Float[Tensor, "*batch key"], visible: Bool[Tensor, "*#batch query key"] | None = None
 ) -> Float[Tensor, "*batch query key"]:
-    """For each query the softmax of a per-key value over the keys it can see; 0 elsewhere."""
+    """For each query the softmax of a per-key value over the keys it can see (None: one query, all); 0 elsewhere."""
+    if visible is None:
+        return values.softmax(-1)[..., None, :]
     rows = values[..., None, :].expand(*values.shape[:-1], visible.shape[-2], -1)
     return rows.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0)
 
@@ -35,8 +48,8 @@ def running_softmax(
 def penalised(
     scores: Float[Tensor, "*row key"], weights: Float[Tensor, "*row key"], beta: float
 ) -> Float[Tensor, "*row key"]:
-    """Scores with sinks made smaller: `(1 + beta) s - beta w s` (eq. 7)."""
-    return torch.where(scores.isfinite(), (1 + beta - beta * weights) * scores, scores)
+    """Scores with sinks made smaller: `(1 + beta) s - beta w s` (eq. 7); minus infinity stays."""
+    return scores * (1 + beta - beta * weights)
 
 
 def density_peaks(
@@ -63,22 +76,21 @@ def density_peaks(
     )
 
 
-def merged(
-    key: Float[Tensor, "head key d"],
-    value: Float[Tensor, "head key d"],
-    dropped: Bool[Tensor, "head key"],
-    share: float,
-    neighbours: int,
-) -> tuple[Tensor, Tensor]:
-    """Dropped keys and values clustered and summed: `[head, cluster, d]` of each.  Heads drop the same number."""
-    n = int(dropped[0].sum())
-    which = (~dropped).int().argsort(dim=-1, stable=True)[:, :n, None]
-    keys, values = key.take_along_dim(which, 1), value.take_along_dim(which, 1)
-    clusters = max(1, -int(-share * n // 1))
-    cluster = density_peaks(keys, clusters, neighbours)[..., None]
-    empty = keys.new_zeros(len(keys), clusters, keys.shape[-1])
-    index = cluster.expand_as(keys)
-    return empty.scatter_add(1, index, keys), empty.scatter_add(1, index, values)
+def membership(
+    key: Float[Tensor, "*batch key d"], dropped: Bool[Tensor, "*batch key"], n: int, share: float, neighbours: int
+) -> Bool[Tensor, "*batch cluster key"]:
+    """Which dropped keys, `n` in each row, belong to which of their clusters.
+
+    A cluster's key and value are the sums of those of its members, so that the inner product with its key is the sum of
+    theirs, and what is read from it is read from each of them.
+    """
+    n_clusters = max(1, share_of(n, share))
+    if n_clusters == 1:
+        return dropped[..., None, :]
+    which = (~dropped).int().argsort(dim=-1, stable=True)[..., :n]
+    cluster = density_peaks(key.take_along_dim(which[..., None], -2), n_clusters, neighbours)
+    members = torch.zeros(*dropped.shape[:-1], n_clusters * dropped.shape[-1], dtype=torch.bool, device=key.device)
+    return members.scatter_(-1, cluster * dropped.shape[-1] + which, True).unflatten(-1, (n_clusters, -1))
 
 
 def blind_tokens(attention: Float[Tensor, "layer head key"], share: float, deviations: float) -> Bool[Tensor, " key"]:

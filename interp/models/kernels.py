@@ -37,9 +37,18 @@ class AttentionCall:
     """Place of the first query among the keys; None: the queries are the last ones."""
 
     @property
+    def sees_all(self) -> bool:
+        """Whether it is a single query that may attend to every key, itself the last."""
+        n_keys = self.key.shape[2]
+        last = self.query.shape[2] == 1 and self.first in (None, n_keys - 1)
+        return last and self.mask is None and (self.window is None or self.window >= n_keys)
+
+    @property
     def visible(self) -> Bool[Tensor, "#batch #head query key"]:
         """Which keys each query may attend to."""
         n_queries, n_keys = self.query.shape[2], self.key.shape[2]
+        if self.sees_all:
+            return self.query.new_ones(1, 1, 1, n_keys, dtype=torch.bool)
         if self.mask is not None and self.mask.ndim == 4:
             mask = self.mask[..., :n_keys]
             return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -62,23 +71,30 @@ class AttentionCall:
         mask = self.mask[:, :, start:stop] if whole and self.mask is not None else self.mask
         return replace(self, query=self.query[:, :, start:stop], mask=mask, first=first + start)
 
-    def scores(self) -> Float[Tensor, "batch head query key"]:
-        """Scaled scores `q k^T`, minus infinity where a key cannot be seen."""
+    def products(self) -> Float[Tensor, "batch head query key"]:
+        """Inner products `q k^T` of all queries with all keys, seen or not."""
         together = self.query.unflatten(1, (self.key.shape[1], -1)).flatten(2, 3)  # the queries of a key-value head
-        scores = ((together @ self.key.mT) * self.scaling).view(*self.query.shape[:3], -1)
+        return (together @ self.key.mT).view(*self.query.shape[:3], -1)
+
+    def scores(
+        self, products: Float[Tensor, "batch head query key"] | None = None
+    ) -> Float[Tensor, "batch head query key"]:
+        """Scaled scores, minus infinity where a key cannot be seen; `products`: those of the call, if at hand."""
+        scores = (self.products() if products is None else products) * self.scaling
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        return scores.masked_fill(~self.visible, -torch.inf)
+        return scores if self.sees_all else scores.masked_fill(~self.visible, -torch.inf)
 
     def pattern(self, scores: Tensor | None = None) -> Float[Tensor, "batch head query key"]:
         """Attention probabilities; a query that can see nothing (padding) attends to nothing."""
         scores = self.scores() if scores is None else scores
-        return scores.softmax(-1, dtype=torch.float32).nan_to_num(0.0).to(self.query.dtype)
+        pattern = scores.softmax(-1, dtype=torch.float32)
+        return (pattern if self.sees_all else pattern.nan_to_num(0.0)).to(self.query.dtype)
 
     def head_outputs(self, pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch query head d_head"]:
         """What the heads read from the values with these probabilities."""
-        groups = self.query.shape[1] // self.value.shape[1]
-        return (pattern @ self.value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous()
+        together = pattern.unflatten(1, (self.value.shape[1], -1)).flatten(2, 3)  # the queries of a key-value head
+        return (together @ self.value).view(*pattern.shape[:3], -1).transpose(1, 2).contiguous()
 
 
 Watch = Callable[[AttentionCall], tuple[AttentionCall, Tensor | None] | None]

@@ -13,12 +13,13 @@ The first three change the model, so they act on whatever it reads.  The last tw
 by step, and act on that alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.interventions.base import Method, Seed, Share, Within
@@ -161,24 +162,23 @@ class _Edit:
 
     def at(self, layer: int) -> Any:
         heads = self.by_layer[layer]
-        chosen = torch.zeros(self.model.n_heads, 1, dtype=torch.bool, device=self.model.device)
+        chosen = torch.zeros(self.model.n_heads, self.model.d_head, dtype=torch.bool, device=self.model.device)
         chosen[heads] = True
+        edited = self.edited(layer, chosen.flatten())
 
         def before(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            now = self.model.now
+            now, x = self.model.now, args[0]
             if now.owner is self:
-                self.other[layer] = self.model.by_head(args[0])[..., heads, :].clone()
+                self.other[layer] = self.model.by_head(x)[..., heads, :].clone()
                 return None
             if not self.method.acts_on(now.name):
                 return None
-            start, stop = self.positions(args[0].shape[1])
+            start, stop = self.positions(x.shape[1])
+            if (start, stop) == (0, x.shape[1]):
+                return (edited(x),)
             if start == stop:
                 return None
-            z = self.model.by_head(args[0])[:, start:stop]
-            edited = torch.where(chosen.to(z.device), self.new(layer, z), z).flatten(-2)
-            if stop - start < args[0].shape[1]:
-                edited = torch.cat([args[0][:, :start], edited, args[0][:, stop:]], 1)
-            return (edited,)
+            return (torch.cat([x[:, :start], edited(x[:, start:stop]), x[:, stop:]], 1),)
 
         return before
 
@@ -189,14 +189,19 @@ class _Edit:
         steps = "generated" if self.replaced else self.method.steps
         return {"all": (0, n_tokens), "prompt": (0, begins), "generated": (begins, n_tokens)}[steps]
 
-    def new(self, layer: int, z: Tensor) -> Tensor:
-        """The output of a layer's chosen heads in place of `z` `[row, position, head, d_head]`; of others, anything."""
+    def edited(self, layer: int, chosen: Bool[Tensor, " output"]) -> Callable[[Tensor], Tensor]:
+        """What turns a layer's head outputs, side by side `[row, position, head * d_head]`, into edited ones."""
         if self.method.op == "scale":
-            return z * self.method.factor
+            return lambda x: torch.where(chosen.to(x.device), x * self.method.factor, x)
         if self.method.op == "zero":
-            return z.new_zeros(())
-        found = z.clone()
-        heads = torch.tensor(self.by_layer[layer], device=z.device)
-        of_mean = self.method.op == "mean"
-        found[:, :, heads] = (self.means[layer, heads] if of_mean else self.other[layer][:, -z.shape[1] :]).to(z)
-        return found
+            return lambda x: x.masked_fill(chosen.to(x.device), 0)
+        if self.method.op == "mean":
+            means = self.means[layer].flatten()
+            return lambda x: torch.where(chosen.to(x.device), means.to(x), x)
+
+        def replaced(x: Tensor) -> Tensor:
+            z = self.model.by_head(x).clone()
+            z[:, :, self.by_layer[layer]] = self.other[layer][:, -z.shape[1] :].to(z)
+            return z.flatten(-2)
+
+        return replaced

@@ -46,7 +46,7 @@ from interp.interventions.primitives.kv_cache import (
     kept_first,
     received_so_far,
 )
-from interp.metrics.selection import merged, penalised, running_softmax, top_mask
+from interp.metrics.selection import membership, penalised, running_softmax, share_of, top_mask
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
 
 
@@ -69,12 +69,13 @@ class Kept(Notes):
 class Scope:
     """Of the keys that are still there, those of the image and those to choose from; `total` were ever in scope.
 
-    `S` is a share of `total`, else evictions would compound.
+    `S` is a share of `total`, else evictions would compound.  `every`: that number where all rows have the same.
     """
 
     image: Bool[Tensor, "batch #head key"]
     inside: Bool[Tensor, "batch #head key"]
     total: Int[Tensor, "batch 1 1 1"]
+    every: int | None
 
 
 @dataclass(frozen=True)
@@ -126,85 +127,111 @@ class VASparse(Method):
         """What a layer attends to; see `interp.interventions.primitives.kv_cache.Choose`."""
         scope = self._scope(call, cache, marks)
         call = _without_the_dropped(call, cache.notes)
-        visible = call.visible
-        call = replace(call, mask=visible)
-        plain = scores = call.scores().float()
+        if not call.sees_all:
+            call = replace(call, mask=call.visible)
+        products = call.products()
+        scores = call.scores(products).float()
         raw = call.pattern(scores)
         if self.beta:
-            scores = self._with_sink_penalty(scores, raw, visible, cache.notes)
+            scores = self._with_sink_penalty(scores, raw, call, cache.notes)
         if self.keep == 1:
             return call, call.pattern(scores)
         paid = self._paid(raw, scope, call.key.shape[1], cache.notes)
-        inside = scope.inside[:, :, None] & visible
-        if not inside.any():  # nothing to choose from: the prefill, where generated tokens are in scope
+        if self._nothing_to_drop(call, scope):
             return (call, call.pattern(scores)) if self.beta else None
-        kept = self._kept(call, plain, raw, paid, inside.expand_as(raw), scope.total) | (visible & ~inside)
+        inside = scope.inside[:, :, None] if call.sees_all else scope.inside[:, :, None] & call.visible
+        chosen = self._chosen(call, products, raw, paid, inside, scope)
         if self.when != "step":
+            kept = chosen | (call.visible & ~inside)
             self._forget(cache, kept[:, :: call.query.shape[1] // call.key.shape[1], -1])
             if call.query.shape[2] > 1:  # the prefill attends to everything; its last query decides what stays
                 return call, call.pattern(scores)
-        gone = visible & ~kept
-        if self.dropped == "merge" and call.query.shape[2] == 1 and gone.any():
-            return self._merging(call, scores, gone)
+        gone = inside & ~chosen
+        if self.dropped == "merge" and call.query.shape[2] == 1:
+            return call, self._merging(call, products, scores, gone, scope)
         return call, call.pattern(scores.masked_fill(gone, -torch.inf))
 
     def _scope(self, call: AttentionCall, cache: NotedLayer[Kept], marks: Marks) -> Scope:
         """Scope, by query head where key-value heads have keys of their own."""
-        image, generated = (x[:, None] for x in marks.rows(call, cache.seen))
-        padding = marks.padding(call, cache.seen)
-        ever = {"generated": generated[:, 0], "image": image[:, 0], "all": ~padding}[self.scope]
-        total = ever.sum(-1)[:, None, None, None]
-        if cache.notes.place is not None:  # after evictions, each key-value head has its own
-            new = torch.arange(cache.seen - call.query.shape[2], cache.seen, device=image.device)
-            place = torch.cat([cache.notes.place, new.expand(*cache.notes.place.shape[:2], -1)], -1)
-            cache.notes.place = place
-            groups = call.query.shape[1] // place.shape[1]
-            image, generated = (
-                x.expand(-1, place.shape[1], -1).gather(-1, place).repeat_interleave(groups, 1)
-                for x in (image, generated)
-            )
-        inside = {"generated": generated, "image": image, "all": torch.ones_like(image)}[self.scope]
-        return Scope(image, inside, total)
 
-    def _with_sink_penalty(self, scores: Tensor, raw: Tensor, visible: Tensor, notes: Kept) -> Tensor:
+        def make() -> Scope:
+            image, generated = marks.rows(call, cache.seen)
+            ever = image if self.scope == "image" else generated
+            if self.scope == "all":
+                ever = ~marks.padding(call, cache.seen)
+            total = ever.sum(-1)
+            numbers = set(total.tolist())
+            inside = torch.ones_like(image) if self.scope == "all" else ever
+            every = numbers.pop() if len(numbers) == 1 else None
+            return Scope(image[:, None], inside[:, None], total[:, None, None, None], every)
+
+        scope = marks.once("scope", call, cache.seen, make)
+        if cache.notes.place is None:
+            return scope
+        new = torch.arange(cache.seen - call.query.shape[2], cache.seen, device=call.query.device)
+        place = torch.cat([cache.notes.place, new.expand(*cache.notes.place.shape[:2], -1)], -1)
+        cache.notes.place = place
+        groups = call.query.shape[1] // place.shape[1]
+        image, inside = (
+            x.expand(-1, place.shape[1], -1).gather(-1, place).repeat_interleave(groups, 1)
+            for x in (scope.image, scope.inside)
+        )
+        return Scope(image, inside, scope.total, scope.every)
+
+    def _with_sink_penalty(self, scores: Tensor, raw: Tensor, call: AttentionCall, notes: Kept) -> Tensor:
         """Sink penalty (eq. 7): scores of keys that have received much made smaller."""
         received = received_so_far(notes.received, raw)
         notes.received = received[:, :, -1]
-        weights = received.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0)
+        if call.sees_all:
+            return penalised(scores, received.softmax(-1), self.beta)
+        weights = received.masked_fill(~call.visible, -torch.inf).softmax(-1).nan_to_num(0)
         return penalised(scores, weights, self.beta)
 
     def _paid(self, raw: Tensor, scope: Scope, kv_heads: int, notes: Kept) -> Float[Tensor, "batch kv_head key"]:
-        """Saliency before its softmax: what each token paid to the image when it was the query."""
-        paid = (raw.float() * scope.image[:, :, None]).sum(-1)  # [batch, head, query]
-        paid = paid[:, -1:] if self.saliency_heads == "last" else paid.mean(1, keepdim=True)
-        paid = paid.expand(-1, kv_heads, -1)
+        """Saliency before its softmax: what each token paid to the image when it was the query.
+
+        The same for all heads; written once for each key-value head where these evict keys of their own.
+        """
+        looks, image = raw, scope.image
+        if self.saliency_heads == "last":
+            looks, image = raw[:, -1:], image[:, -1:]
+        paid = (looks.float() * image[:, :, None]).sum(-1).mean(1, keepdim=True)  # [batch, 1, query]
+        if self.when == "evict":
+            paid = paid.expand(-1, kv_heads, -1)
         notes.paid = paid if notes.paid is None else torch.cat([notes.paid, paid], -1)
         return notes.paid
 
-    def _kept(
-        self, call: AttentionCall, scores: Tensor, raw: Tensor, paid: Tensor, inside: Tensor, total: Tensor
+    def _nothing_to_drop(self, call: AttentionCall, scope: Scope) -> bool:
+        """Whether every query keeps all keys in scope, as the prefill does where generated tokens are in scope."""
+        if scope.every == 0 or (self.scope == "generated" and call.query.shape[2] > 1):
+            return True
+        step = self.when == "step" and call.query.shape[2] == 1 and scope.every is not None
+        return step and share_of(scope.every or 0, self.keep) == scope.every
+
+    def _chosen(
+        self, call: AttentionCall, products: Tensor, raw: Tensor, paid: Tensor, inside: Tensor, scope: Scope
     ) -> Bool[Tensor, "batch head query key"]:
         """Selection (eqs. 3 to 5): the `S` keys of largest `delta` in scope."""
-        heads, kv_heads = call.query.shape[1], call.key.shape[1]
-        groups = heads // kv_heads
-        saliency = running_softmax(paid.repeat_interleave(groups, 1), call.visible)
-        delta = self.importance(call, raw, call.visible, scores) + self.lambda_ * saliency
+        kv_heads, visible = call.key.shape[1], None if call.sees_all else call.visible
+        if paid.shape[1] > 1 or (visible is not None and visible.shape[1] > 1):  # heads see keys of their own
+            paid = paid.repeat_interleave(call.query.shape[1] // paid.shape[1], 1)
+        delta = self.importance(call, raw, products) + self.lambda_ * running_softmax(paid, visible)
         if self.when == "step":
-            return top_mask(delta, inside, self.keep)
+            return top_mask(delta, inside, self.keep, scope.every if call.sees_all else None)
+        groups = call.query.shape[1] // kv_heads
         delta = delta.unflatten(1, (kv_heads, groups)).mean(2).repeat_interleave(groups, 1)
-        return top_mask(delta, inside, self.keep, total)
+        return top_mask(delta, inside, self.keep, scope.total)
 
     def importance(
-        self, call: AttentionCall, raw: Tensor, visible: Tensor, scores: Tensor | None = None
+        self, call: AttentionCall, raw: Tensor, products: Tensor | None = None
     ) -> Float[Tensor, "batch head query key"]:
-        """The first term of eq. 4, as it is read; `scores`: those of the call, if they are at hand."""
+        """The first term of eq. 4, as it is read, of every key, seen or not; `products`: those of the call."""
         if self.score == "probs":
             return raw.float()
         if self.score == "probs_squared":
             return raw.float().square()
-        scale = call.scaling if self.score == "logits_squared" else 1.0
-        scores = call.scores().float() if scores is None else scores
-        return torch.where(visible, scores / scale, 0).square()
+        products = (call.products() if products is None else products).float()
+        return (products if self.score == "logits_squared" else products * call.scaling).square()
 
     def _forget(self, cache: NotedLayer[Kept], keep: Bool[Tensor, "batch kv_head key"]) -> None:
         """Eviction: keys are dropped for the steps to come, from the memory as well or from sight only."""
@@ -221,39 +248,36 @@ class VASparse(Method):
             groups = notes.received.shape[1] // order.shape[1]
             notes.received = notes.received.gather(-1, order.repeat_interleave(groups, 1))
 
-    def _merging(self, call: AttentionCall, scores: Tensor, gone: Tensor) -> tuple[AttentionCall, Tensor]:
-        """Merging: the clusters of dropped tokens become further keys, for this query."""
-        groups = call.query.shape[1] // call.key.shape[1]
-        key, value = (x.repeat_interleave(groups, 1) for x in (call.key, call.value))
-        dropped = gone[:, :, 0]
-        numbers = dropped.sum(-1)
-        if (numbers == numbers[0, 0]).all():  # as many in each row: all are clustered at once
-            flat_key, flat_value, flat = (x.flatten(0, 1) for x in (key, value, dropped))
-            clusters = merged(flat_key, flat_value, flat, self.cluster_share, self.neighbours)
-            keys, values = (x.unflatten(0, key.shape[:2]) for x in clusters)
-            pads = [0] * len(key)
-        else:
-            keys, values, pads = self._merged_by_row(key, value, dropped)
-        extra = (call.query @ keys.mT).float() * call.scaling
-        for row, p in enumerate(pads):
-            if p:
-                extra[row, ..., keys.shape[2] - p :] = -torch.inf
-        call = replace(call, key=torch.cat([key, keys], 2), value=torch.cat([value, values], 2))
-        return call, call.pattern(torch.cat([scores.masked_fill(gone, -torch.inf), extra], -1))
+    def _merging(
+        self, call: AttentionCall, products: Tensor, scores: Tensor, gone: Tensor, scope: Scope
+    ) -> Float[Tensor, "batch head 1 key"]:
+        """Merging: the clusters of dropped tokens are further keys, for this query.
 
-    def _merged_by_row(self, key: Tensor, value: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """The clusters of rows that drop different numbers of keys, filled up to as many, and by how many."""
-        pairs = [
-            merged(key[row], value[row], dropped[row], self.cluster_share, self.neighbours)
-            if dropped[row].any()
-            else (key[row, :, :0], value[row, :, :0])
-            for row in range(len(key))
+        A cluster's probability falls to each of its members, whose values it sums: rows may hold more than one.
+        """
+        member, empty = self._clusters(call, gone[:, :, 0], scope)
+        of = member.to(products.dtype)
+        extra = (products @ of.mT).float() * call.scaling
+        if empty is not None:
+            extra = extra.masked_fill(empty[:, :, None], -torch.inf)
+        pattern = call.pattern(torch.cat([scores.masked_fill(gone, -torch.inf), extra], -1))
+        n_keys = scores.shape[-1]
+        return pattern[..., :n_keys] + pattern[..., n_keys:] @ of
+
+    def _clusters(self, call: AttentionCall, gone: Tensor, scope: Scope) -> tuple[Tensor, Tensor | None]:
+        """The clusters' members `[batch, head, cluster, key]`, and which clusters are empty, where rows have fewer."""
+        groups = call.query.shape[1] // call.key.shape[1]
+        key = call.key if groups == 1 else call.key.repeat_interleave(groups, 1)
+        if self.when == "step" and call.sees_all and scope.every is not None:
+            n = scope.every - share_of(scope.every, self.keep)
+            return membership(key, gone, n, self.cluster_share, self.neighbours), None
+        numbers = gone[:, 0].sum(-1).tolist()  # as many in each head
+        rows = [
+            membership(key[row], gone[row], n, self.cluster_share, self.neighbours) for row, n in enumerate(numbers)
         ]
-        longest = max(k.shape[1] for k, _ in pairs)
-        pads = [longest - k.shape[1] for k, _ in pairs]
-        keys = torch.stack([torch.nn.functional.pad(k, (0, 0, 0, p)) for (k, _), p in zip(pairs, pads, strict=True)])
-        values = torch.stack([torch.nn.functional.pad(v, (0, 0, 0, p)) for (_, v), p in zip(pairs, pads, strict=True)])
-        return keys, values, pads
+        most = max(len(row[0]) for row in rows)
+        member = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, most - row.shape[1])) for row in rows])
+        return member, ~member.any(-1)
 
     @contextmanager
     def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:

@@ -13,7 +13,7 @@ image" is `heads=L1H1+L5H2`, a set found before (by `interp causal`, say).
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,8 +24,9 @@ from torch import Tensor
 from interp.interventions.base import Layers, Method, Seed, Within
 from interp.interventions.primitives.head_scaling import scaled_heads
 from interp.interventions.primitives.head_sets import head_set
+from interp.interventions.primitives.packed_prompt import PackedPrompt
 from interp.metrics.vhd import head_divergence, vision_aware_heads
-from interp.models import LVLM, GenerateOptions, Head, HeadSelection, Inputs, paired, run_with_edits
+from interp.models import LVLM, GenerateOptions, Head, HeadSelection, Inputs, image_free, paired, run_with_edits
 from interp.models.image_free import ImageFree
 from interp.trace.divergence import streams
 
@@ -146,41 +147,96 @@ class VHR(Method):
         At the last position of the prompts, or of the tokens `written` after them.
         """
         self.check(model)
-        layers, fixed = self.chosen_layers(model), self._fixed(model)
-        heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
-        vhd = torch.zeros(heads.shape, device=model.device)
+        found = self._nothing_yet(model, inputs)
 
         def reinforce(layer: int, z: Tensor) -> Tensor | None:
-            with_image, without = streams(z[:, -1])
-            vhd[:, layer] = head_divergence(with_image, without)
-            if layer not in layers:
-                return None
-            text_energy = without.float().square().sum(-1).to(vhd.device)
-            chosen = vision_aware_heads(vhd[:, layer], text_energy, self.deviation, self.outliers)
-            heads[:, layer] = as_many(self.choice, vhd[:, layer], chosen, self.seed * 1_000_003 + layer)
-            if fixed:
-                heads[:, layer] = False
-                heads[:, layer, [head.head for head in fixed if head.layer == layer]] = True
-            factor = torch.where(heads[:, layer], self.alpha, self.others).to(z)
-            without_factor = factor if self.reinforce_image_free else torch.ones_like(factor)
-            return z * torch.stack([factor, without_factor], 1).flatten(0, 1)[:, None, :, None]
+            factors = self._choose(layer, *streams(z[:, -1]), model, found)
+            return None if factors is None else z * factors.flatten(0, 1)[:, None, :, None].to(z)
 
         both = paired(model, inputs, self.image_free, None if written is None else list(written))
         with model.passing("choice", owner=self):
             run_with_edits(model, both, {"z": reinforce})
-        return HeadSelection(heads, vhd)
+        return found
+
+    def _nothing_yet(self, model: LVLM, inputs: Inputs) -> HeadSelection:
+        heads = torch.zeros(len(inputs.input_ids), model.n_layers, model.n_heads, dtype=torch.bool, device=model.device)
+        return HeadSelection(heads, torch.zeros(heads.shape, device=model.device))
+
+    def _choose(
+        self,
+        layer: int,
+        with_image: Float[Tensor, "batch head d_head"],
+        without: Float[Tensor, "batch head d_head"],
+        model: LVLM,
+        found: HeadSelection,
+    ) -> Float[Tensor, "batch 2 head"] | None:
+        """Choose a layer's heads from their outputs in both streams; the factors of both, None if it has none."""
+        found.vhd[:, layer] = head_divergence(with_image, without)
+        if layer not in self.chosen_layers(model):
+            return None
+        vhd, text_energy = found.vhd[:, layer], without.float().square().sum(-1).to(found.vhd.device)
+        chosen = vision_aware_heads(vhd, text_energy, self.deviation, self.outliers)
+        found.heads[:, layer] = as_many(self.choice, vhd, chosen, self.seed * 1_000_003 + layer)
+        if self.heads:
+            found.heads[:, layer] = False
+            found.heads[:, layer, [head.head for head in self._fixed(model) if head.layer == layer]] = True
+        factor = torch.where(found.heads[:, layer], self.alpha, self.others)
+        return torch.stack([factor, factor if self.reinforce_image_free else torch.ones_like(factor)], 1)
+
+    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
+        """Choose heads for the batch and amplify them."""
+        acts = (self.alpha, self.others) != (1, 1)  # else nothing may change, not by rounding either
+        alone = not (self.reselect or model.family.needs_pixels or len(model.methods) > 1)
+        if acts and alone and self.image_free == "remove":
+            return self._choosing_at_the_prompt(model, inputs)
+        return self._choosing_before(model, inputs)
 
     @contextmanager
-    def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
-        """Choose heads for the batch and amplify them."""
+    def _choosing_before(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
+        """Amplify by what a pass of its own chooses."""
         selection = self.select(model, inputs)
         scale = self.factors(model, selection.heads)
-        with ExitStack() as stack:
-            if self.reselect:
-                stack.enter_context(self._choosing_anew(model, inputs, scale))
-            else:
-                stack.enter_context(scaled_heads(model, scale, self.passes))
+        with self._choosing_anew(model, inputs, scale) if self.reselect else scaled_heads(model, scale, self.passes):
             yield GenerateOptions(heads=selection, needs_cache=self.reselect)
+
+    @contextmanager
+    def _choosing_at_the_prompt(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
+        """Amplify by what is chosen in generate's first pass, which reads the image-free prompt too."""
+        found = self._nothing_yet(model, inputs)
+        scale = torch.ones(found.vhd.shape, device=model.device)
+        packed = PackedPrompt(model, inputs, image_free(model, inputs))
+
+        def first() -> None:
+            selection = self.select(model, inputs)
+            found.heads.copy_(selection.heads)
+            found.vhd.copy_(selection.vhd)
+            known()
+
+        def known() -> None:
+            scale.copy_(self.factors(model, found.heads))
+
+        def hook(layer: int) -> Any:
+            def before(_: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:
+                if not packed.reading:
+                    return None
+                z = model.by_head(args[0])
+                factors = self._choose(layer, z[:, -1], z[:, packed.n - 1], model, found)
+                if factors is None:
+                    return None
+                factors = factors.to(z)[..., None]
+                image_free, prompt = z.split([packed.n, z.shape[1] - packed.n], 1)
+                return (torch.cat([image_free * factors[:, 1:], prompt * factors[:, :1]], 1).flatten(-2),)
+
+            return before
+
+        with ExitStack() as stack:
+            for layer in range(model.n_layers):
+                stack.callback(model.out_proj(layer).register_forward_pre_hook(hook(layer)).remove)
+            scale[:, list(self.chosen_layers(model))] = 2.0  # so that these layers are watched
+            stack.enter_context(scaled_heads(model, scale, self.passes))
+            scale.fill_(1.0)
+            stack.enter_context(packed.open(first, known))
+            yield GenerateOptions(heads=found)
 
     @contextmanager
     def _choosing_anew(self, model: LVLM, inputs: Inputs, scale: Tensor) -> Iterator[None]:

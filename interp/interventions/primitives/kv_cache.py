@@ -27,6 +27,7 @@ class Notes:
 
 
 N = TypeVar("N", bound=Notes)
+V = TypeVar("V")
 
 
 class NotedLayer(DynamicLayer, Generic[N]):
@@ -97,7 +98,7 @@ def received_so_far(
     before: Float[Tensor, "batch head earlier"] | None, pattern: Float[Tensor, "batch head query key"]
 ) -> Float[Tensor, "batch head query key"]:
     """The attention each key had received after each query, given what it had received before these."""
-    total = pattern.float().cumsum(2)
+    total = pattern.float() if pattern.shape[2] == 1 else pattern.float().cumsum(2)
     if before is None:
         return total
     return total + torch.nn.functional.pad(before, (0, pattern.shape[-1] - before.shape[-1]))[:, :, None]
@@ -109,26 +110,35 @@ class Marks:
 
     image: Bool[Tensor, "batch prompt"]
     real: Bool[Tensor, "batch prompt"]
-    made: dict[tuple[int, int, Any], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
-    """What `rows` gave last: all layers of a step ask the same."""
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What `once` keeps."""
 
     @classmethod
     def of(cls, inputs: Inputs) -> "Marks":
         """The marks of a batch."""
         return cls(inputs.image_mask, inputs.attention_mask.bool())
 
+    def once(self, name: str, call: AttentionCall, n_keys: int, make: Callable[[], V]) -> V:
+        """What `make` gives, made in the first layer of a step for all of them."""
+        step = len(call.query), n_keys, call.query.device
+        if self.made.get("step") != step:
+            self.made.clear()
+            self.made["step"] = step
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
+
     def rows(self, call: AttentionCall, n_keys: int) -> tuple[Tensor, Tensor]:
         """Image keys and generated keys `[batch, key]` among the first `n_keys` tokens, rows repeated for beams."""
-        key = len(call.query), n_keys, call.query.device
-        if key not in self.made:
+
+        def make() -> tuple[Tensor, Tensor]:
             copies = call.query.shape[0] // self.image.shape[0]
             image = self.image.repeat_interleave(copies, 0).to(call.query.device)
             more = n_keys - image.shape[1]
             nothing = image.new_zeros(len(image), more)
-            prompt = torch.zeros_like(image)
-            self.made.clear()
-            self.made[key] = torch.cat([image, nothing], 1), torch.cat([prompt, ~nothing], 1)
-        return self.made[key]
+            return torch.cat([image, nothing], 1), torch.cat([torch.zeros_like(image), ~nothing], 1)
+
+        return self.once("rows", call, n_keys, make)
 
     def padding(self, call: AttentionCall, n_keys: int) -> Bool[Tensor, "batch key"]:
         """Which of the first `n_keys` tokens are padding, rows repeated for beams."""
