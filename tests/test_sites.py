@@ -37,6 +37,18 @@ def test_padding_window_and_cap_decide_what_is_seen():
     assert step.visible.all(), "one query against a cache sees all of it"
 
 
+@pytest.mark.parametrize("mask", ["none", "padding", "four", "window"])
+def test_what_keys_receive_equals_the_sum_over_the_whole_map(mask):
+    random = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 4, 21, 8, generator=random), torch.randn(2, 2, 30, 8, generator=random)
+    padding = torch.arange(30) >= torch.tensor([[3], [0]])
+    given = {"padding": padding, "four": (torch.rand(2, 1, 21, 30, generator=random) > 0.3)}.get(mask)
+    call = AttentionCall(query, key, key.clone(), given, 0.3, softcap=5.0, window=6 if mask == "window" else None)
+    expected = call.pattern().sum(2)
+    for block in (1, 8, 50):
+        torch.testing.assert_close(call.received(block), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_probabilities_equal_the_eager_backend(model, inputs, backend):
     with torch.no_grad(), attention_backend(model.decoder_configs, "eager"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -37,10 +38,15 @@ class AttentionCall:
     """Place of the first query among the keys; None: the queries are the last ones."""
 
     @property
+    def start(self) -> int:
+        """Place of the first query among the keys."""
+        return self.key.shape[2] - self.query.shape[2] if self.first is None else self.first
+
+    @property
     def sees_all(self) -> bool:
         """Whether it is a single query that may attend to every key, itself the last."""
         n_keys = self.key.shape[2]
-        last = self.query.shape[2] == 1 and self.first in (None, n_keys - 1)
+        last = self.query.shape[2] == 1 and self.start == n_keys - 1
         return last and self.mask is None and (self.window is None or self.window >= n_keys)
 
     @property
@@ -53,9 +59,8 @@ class AttentionCall:
             mask = self.mask[..., :n_keys]
             return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         keys = torch.arange(n_keys, device=self.query.device)
-        first = n_keys - n_queries if self.first is None else self.first
-        distance = keys[first : first + n_queries, None] - keys
-        seen = (distance >= 0) & (distance < (self.window or n_keys))
+        queries = keys[self.start : self.start + n_queries, None]
+        seen = queries >= keys if self.window is None else (queries >= keys) & (queries - keys < self.window)
         return seen[None, None] if self.mask is None else seen & self.mask[:, None, None, -n_keys:].bool()
 
     def at(self, positions: Int[Tensor, "batch query"]) -> "AttentionCall":
@@ -67,9 +72,8 @@ class AttentionCall:
     def block(self, start: int, stop: int) -> "AttentionCall":
         """The same call for a stretch of its queries; nothing is copied."""
         whole = self.mask is not None and self.mask.ndim == 4
-        first = self.key.shape[2] - self.query.shape[2] if self.first is None else self.first
         mask = self.mask[:, :, start:stop] if whole and self.mask is not None else self.mask
-        return replace(self, query=self.query[:, :, start:stop], mask=mask, first=first + start)
+        return replace(self, query=self.query[:, :, start:stop], mask=mask, first=self.start + start)
 
     def products(self) -> Float[Tensor, "batch head query key"]:
         """Inner products `q k^T` of all queries with all keys, seen or not."""
@@ -83,13 +87,42 @@ class AttentionCall:
         scores = (self.products() if products is None else products) * self.scaling
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        return scores if self.sees_all else scores.masked_fill(~self.visible, -torch.inf)
+        if self.sees_all:
+            return scores
+        causal = self.mask is None and self.window is None
+        rest = self.start if causal else 0  # what comes before, every query sees
+        scores[..., rest:].masked_fill_(~self.visible[..., rest:], -torch.inf)
+        return scores
 
     def pattern(self, scores: Tensor | None = None) -> Float[Tensor, "batch head query key"]:
         """Attention probabilities; a query that can see nothing (padding) attends to nothing."""
         scores = self.scores() if scores is None else scores
         pattern = scores.softmax(-1, dtype=torch.float32)
-        return (pattern if self.sees_all else pattern.nan_to_num(0.0)).to(self.query.dtype)
+        return (pattern if self.mask is None else pattern.nan_to_num(0.0)).to(self.query.dtype)
+
+    def received(self, block: int = 128) -> Float[Tensor, "batch head key"]:
+        """The attention that each key receives from all queries together; no whole map is kept.
+
+        A row and a block of queries at a time, so that they stay in the processor's cache, without the keys after them.
+        """
+        batch, n_queries, n_keys = len(self.query), self.query.shape[2], self.key.shape[2]
+        total = self.query.new_zeros(batch, self.query.shape[1], n_keys, dtype=torch.float32)
+        for row, start in product(range(batch), range(0, n_queries, block)):
+            part = self.block(start, min(start + block, n_queries))._of_row(row)
+            total[row, :, : part.key.shape[2]] += part.pattern()[0].float().sum(1)
+        return total
+
+    def _of_row(self, row: int) -> "AttentionCall":
+        """The same call for a row alone, without the keys that come after its last query."""
+        one, last, mask = slice(row, row + 1), self.start + self.query.shape[2], self.mask
+        if mask is not None:
+            mask = mask[row % len(mask), None]
+            if mask.ndim == 4:  # it may show a query what comes later
+                last = self.key.shape[2]
+            else:
+                mask = mask[:, -self.key.shape[2] :][:, :last]
+        key, value = self.key[one, :, :last], self.value[one, :, :last]
+        return replace(self, query=self.query[one], key=key, value=value, mask=mask, first=self.start)
 
     def head_outputs(self, pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch query head d_head"]:
         """What the heads read from the values with these probabilities."""

@@ -22,9 +22,6 @@ from interp.interventions.primitives.kv_cache import NotedLayer, received_so_far
 from interp.metrics.selection import top_mask
 from interp.models import AttentionCall
 
-BLOCK = 128
-"""How many queries of the prompt are looked at in one piece."""
-
 
 @dataclass
 class Received(Left):
@@ -98,9 +95,8 @@ class H2O(HidesKeys):
         if not self.evict or call.window is not None:
             return super().attends(call, cache)
         if n > 1:
-            blocks = [call.block(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
-            received = torch.stack([block.pattern().float().sum(2) for block in blocks]).sum(0)
-            self._begin(notes, received, call.visible[:, :, -1].expand(*call.query.shape[:2], -1).clone())
+            last = call.block(n - 1, n).visible[:, :, 0]
+            self._begin(notes, call.received(), last.expand(*call.query.shape[:2], -1).clone())
             return None
         assert notes.received is not None, "the prompt comes first"
         notes.received = torch.nn.functional.pad(notes.received, (0, 1))

@@ -73,8 +73,13 @@ class NotedLayer(DynamicLayer, Generic[N]):
         """Keep the keys at these places `[batch, kv_head, kept]`, in this order, and drop the others for good."""
         assert self.keys is not None
         assert self.values is not None
-        self.keys = self.keys.take_along_dim(order[..., None], 2)
-        self.values = self.values.take_along_dim(order[..., None], 2)
+        batch, heads, n_keys, _ = self.keys.shape
+        starts = torch.arange(0, batch * heads * n_keys, n_keys, device=order.device).view(batch, heads, 1)
+        places = (starts + order).flatten()  # whole rows are copied, which is quicker than gathering their numbers
+        self.keys, self.values = (
+            x.flatten(0, 2).index_select(0, places).view(batch, heads, -1, x.shape[-1])
+            for x in (self.keys, self.values)
+        )
 
     @property
     def n_bytes(self) -> int:
