@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.utils.import_utils import is_torchvision_available
 from zoo import TEXT, VISION, build
 
-from interp.interventions import VHR
+from interp.interventions import VHR, parse_method
+from interp.interventions.methods import fastv
 from interp.interventions.primitives.packed_prompt import PackedPrompt
 from interp.metrics.vhd import head_divergence
 from interp.models import FAMILIES, IMAGE_FREE, LVLM, Inputs, diagnose, image_free, load, read
@@ -306,3 +307,26 @@ def test_vhr_chooses_in_the_pass_that_reads_the_prompt_what_it_would_choose_befo
     assert torch.equal(steered.heads[0].heads, before.heads[0].heads)
     torch.testing.assert_close(steered.heads[0].vhd, before.heads[0].vhd, **CLOSE)
     assert found.cache_bytes == expected.cache_bytes
+
+
+STAYING = {"qwen3-vl", "gemma3"}
+"""Families whose image tokens are hidden: something is added to them between the layers, or layers have windows."""
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_image_tokens_that_leave_are_as_good_as_hidden_ones(beams, lvlm, batch, monkeypatch):
+    """Prompts of different lengths, so that some of the tokens that stay are padding."""
+    inputs, options = lvlm.inputs(batch.pictures[:1] * 2, PROMPTS), {"max_new_tokens": 8, "min_new_tokens": 8}
+    lengths, kernel = [], torch.nn.functional.scaled_dot_product_attention
+    spy = lambda q, *args, **kwargs: lengths.append(q.shape[2]) or kernel(q, *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    found = {}
+    for leaves in (True, False):
+        if not leaves:
+            monkeypatch.setattr(fastv, "can_leave", lambda _: False)
+        lengths.clear()
+        with parse_method("fastv:keep=0.3:layer=1")(lvlm):
+            found[leaves] = lvlm.generate(inputs, num_beams=beams, **options)
+        fewer = 1 < lengths[-8 * lvlm.n_layers + lvlm.n_layers - 1] < inputs.input_ids.shape[1]
+        assert fewer == (leaves and lvlm.family.name not in STAYING)
+    assert torch.equal(torch.stack(found[True].tokens), torch.stack(found[False].tokens))

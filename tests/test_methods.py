@@ -23,6 +23,7 @@ from interp.interventions import (
     describe_methods,
     parse_method,
 )
+from interp.interventions.methods import fastv
 from interp.interventions.primitives.hidden_keys import Left
 from interp.interventions.registry import written
 from interp.models import AttentionCall, load
@@ -149,26 +150,35 @@ def test_what_each_baseline_keeps_by_hand():
     assert notes.alive[0, 0].tolist() == [False, True, True, True], "two of three, and the window"
 
 
-def test_fastv_hides_most_image_tokens_from_later_layers(model, pictures, monkeypatch):
+@pytest.mark.parametrize("leaves", [True, False])
+def test_fastv_takes_most_image_tokens_from_later_layers(leaves, model, pictures, monkeypatch):
+    """They leave the sequence; where they cannot, no query sees them, and they leave the cache after the prompt."""
     inputs = model.inputs(pictures[:2], "Please describe this image in detail.")
     masks: list[torch.Tensor] = []
+    n_queries: list[int] = []
     kernel = torch.nn.functional.scaled_dot_product_attention
 
-    def spy(*args: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+    def spy(query: torch.Tensor, *args: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        n_queries.append(query.shape[2])
         if attn_mask is not None:
             masks.append(attn_mask)
-        return kernel(*args, attn_mask=attn_mask, **kwargs)
+        return kernel(query, *args, attn_mask=attn_mask, **kwargs)
 
+    if not leaves:
+        monkeypatch.setattr(fastv, "can_leave", lambda _: False)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     with FastV(keep=0.25, layer=3)(model):
         found = model.generate(inputs, max_new_tokens=2, min_new_tokens=2)
-    assert len(masks) == model.n_layers - 3, "before that layer nothing changes; after the prompt the others are gone"
+    n = inputs.input_ids.shape[1]
+    prompt = [m for m in n_queries if m > 1][-model.n_layers :]
+    assert prompt == [n] * 3 + [n - 48 if leaves else n] * (model.n_layers - 3), "before that layer nothing changes"
+    assert len(masks) == (0 if leaves else model.n_layers - 3)
     for mask in masks:
         for row in range(2):
             assert mask[row, 0, -1, inputs.image_mask[row]].sum() == 16, "a quarter of 64, the same for all heads"
     whole = model.generate(inputs, max_new_tokens=2, min_new_tokens=2).cache_bytes
-    n = inputs.input_ids.shape[1] + 1
-    assert found.cache_bytes / whole == pytest.approx((3 + (model.n_layers - 3) * (n - 48) / n) / model.n_layers)
+    left = 3 + (model.n_layers - 3) * (n - 47) / (n + 1)
+    assert found.cache_bytes / whole == pytest.approx(left / model.n_layers)
 
 
 def test_pai_looks_more_at_the_picture(model, pictures):

@@ -10,7 +10,8 @@ that masks (@915bc16, without a cache) ranks again at each token, by the newest 
 earlier tokens keep what they read by their own choice.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from interp.interventions.base import LAYER, Kept, Method, Preset, Within
 from interp.interventions.primitives.hidden_keys import Left, over, without
 from interp.interventions.primitives.kv_cache import Marks, NotedLayer, attending
+from interp.interventions.primitives.leaving_tokens import LeavingTokens, can_leave
 from interp.metrics.selection import top_mask
 from interp.models import LVLM, AttentionCall, GenerateOptions, Inputs
 
@@ -46,11 +48,19 @@ class FastV(Method):
     }
     needs_vision: ClassVar = True
 
-    def steer(self, model: LVLM, inputs: Inputs) -> AbstractContextManager[GenerateOptions]:
-        """Hide image tokens from the layer on."""
+    @contextmanager
+    def steer(self, model: LVLM, inputs: Inputs) -> Iterator[GenerateOptions]:
+        """Drop image tokens from the layer on, or hide them where they cannot be dropped."""
         if self.keep == 1:
-            return nullcontext(GenerateOptions())
+            yield GenerateOptions()
+            return
         kept: list[Tensor] = []
+
+        def stays() -> Tensor | None:
+            image = inputs.image_mask.to(kept[0].device).repeat_interleave(len(kept[0]) // len(inputs.image_mask), 0)
+            return None if self.again or not can_leave(model) else kept[0] | ~image
+
+        leaving = LeavingTokens(model, self.layer, stays)
 
         def choose(
             layer: int, call: AttentionCall, cache: NotedLayer[Left], marks: Marks
@@ -59,6 +69,10 @@ class FastV(Method):
             for_good = not self.again and call.window is None
             if for_good and n == 1:
                 return None if layer == self.layer - 1 else (over(call, cache, cache.notes), None)
+            if leaving.n and leaving.order is not None and layer >= self.layer:  # they have left
+                real = ~marks.padding(call, leaving.n).gather(-1, leaving.order)
+                cache.notes.alive = None if real.all() else real[:, None].expand(-1, call.query.shape[1], -1)
+                return None
             image, _generated = marks.rows(call, call.key.shape[2])
             if layer == self.layer - 1:  # shows where the last prompt token looks; attends as ever
                 if self.again or n > 1:
@@ -67,12 +81,14 @@ class FastV(Method):
                     kept[:] = [top_mask(last, image, 1.0, number)]
                 return None
             # beams of one prompt keep the same tokens, so rows need not follow them
-            stays = torch.nn.functional.pad(kept[0], (0, image.shape[1] - kept[0].shape[1])).to(image.device)
-            gone = image & ~stays
+            kept_there = torch.nn.functional.pad(kept[0], (0, image.shape[1] - kept[0].shape[1])).to(image.device)
+            gone = image & ~kept_there
             if for_good:
                 real = call.visible[:, :, -1] & ~gone[:, None]
                 without(call, cache, real.expand(*call.query.shape[:2], -1))
             seen = call.visible & ~gone[:, None, None]
             return replace(call, mask=seen | ~seen.any(-1, keepdim=True)), None
 
-        return attending(model, inputs, choose, Left, layers=range(self.layer - 1, model.n_layers))
+        layers = range(self.layer - 1, model.n_layers)
+        with attending(model, inputs, choose, Left, layers=layers) as options, leaving.open(options.cache):
+            yield options
