@@ -11,7 +11,7 @@ from zoo import build
 
 from interp.interventions import M3ID, VCD, VASparse, parse_method
 from interp.interventions.methods.vasparse import Scope
-from interp.interventions.primitives.contrast import embedding_contrast
+from interp.interventions.primitives.contrast import EmbeddingReader
 from interp.interventions.primitives.kv_cache import NotedLayer
 from interp.metrics.selection import density_peaks
 from interp.models import LVLM, AttentionCall, Inputs, image_free, load, read, run_with_edits
@@ -197,13 +197,18 @@ def test_pooled_contrast_depends_on_the_picture_and_the_last_one_does_not(model,
     other = model.inputs(pictures[::-1], [PROMPTS[0]] * 4)
     same = model.inputs(pictures, [PROMPTS[0]] * 4)
     ids = same.input_ids
-    one, two = (embedding_contrast(model, x, "pooled", 0.5, 0)(ids) for x in (same, other))
+    one, two = (EmbeddingReader(model, x, "pooled", 0.5, 0)(ids) for x in (same, other))
     assert not torch.allclose(one[0], two[0])
-    one, two = (embedding_contrast(model, x, "last", 0.5, 0)(ids) for x in (same, other))
+    one, two = (EmbeddingReader(model, x, "last", 0.5, 0)(ids) for x in (same, other))
     torch.testing.assert_close(one, two)
     prompt = model.embeddings(same)
-    whole = embedding_contrast(model, same, "pooled", 0.0, 0)(ids)
+    whole = EmbeddingReader(model, same, "pooled", 0.0, 0)(ids)
     torch.testing.assert_close(whole, model.hf.lm_head(prompt.mean(1)), **CLOSE)
+    for share in (0.01, 0.5):  # a few tokens' logits alone, and as many as are no longer worth it
+        needed = torch.rand(whole.shape, generator=torch.Generator().manual_seed(0)) < share
+        some = EmbeddingReader(model, same, "pooled", 0.0, 0)(ids, needed)
+        torch.testing.assert_close(some[needed], whole[needed], **CLOSE)
+        assert ((some == 0).any() and share == 0.01) or torch.equal(some, whole)
 
 
 def test_wrong_settings_are_refused():

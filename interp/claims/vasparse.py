@@ -20,7 +20,7 @@ from interp.claims.claim import (
 )
 from interp.claims.vhd import _at_equal_recall
 from interp.evaluate.bootstrap import Interval
-from interp.interventions.primitives.contrast import embedding_contrast
+from interp.interventions.primitives.contrast import EmbeddingReader
 from interp.interventions.primitives.kv_cache import received_so_far
 from interp.metrics.attention import FRACTIONS, KINDS
 from interp.metrics.selection import penalised, top_mask
@@ -111,7 +111,7 @@ def _contrast_and_picture(bench: Bench) -> Measured:
     moved: dict[str, list[float]] = {"pooled": [], "last": []}
     for inputs in bench.inputs():
         for kind, distances in moved.items():
-            phi = embedding_contrast(bench.model, inputs, kind, 0.5, bench.seed)  # pyright: ignore[reportArgumentType]
+            phi = EmbeddingReader(bench.model, inputs, kind, 0.5, bench.seed)  # pyright: ignore[reportArgumentType]
             with torch.no_grad():
                 p = phi(inputs.input_ids).softmax(-1)
             distances += (50 * (p - p.roll(1, 0)).abs().sum(-1)).tolist()

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Divergence = Literal["reversed", "jensen-shannon"]
@@ -17,10 +17,14 @@ def contrast_logits(
     theta: Float[Tensor, "row vocabulary"], phi: Float[Tensor, "row vocabulary"], alpha: float, plausibility: float
 ) -> Float[Tensor, "row vocabulary"]:
     """Log-probabilities of the contrast, minus infinity where theta finds a token implausible."""
-    log_theta = theta.float().log_softmax(-1)
-    mixed = (1 + alpha) * log_theta - alpha * phi.float().to(theta.device)
-    floor = log_theta.amax(-1, keepdim=True) + (math.log(plausibility) if plausibility else -torch.inf)
-    return mixed.masked_fill(log_theta < floor, -torch.inf).log_softmax(-1)
+    mixed = (1 + alpha) * theta.float().log_softmax(-1) - alpha * phi.float().to(theta.device)
+    return mixed.masked_fill(~plausible(theta, plausibility), -torch.inf).log_softmax(-1)
+
+
+def plausible(theta: Float[Tensor, "row vocabulary"], plausibility: float) -> Bool[Tensor, "row vocabulary"]:
+    """Tokens of at least `plausibility` times the largest probability; at 0 all."""
+    theta = theta.float()
+    return theta >= theta.amax(-1, keepdim=True) + (math.log(plausibility) if plausibility else -torch.inf)
 
 
 def distances(

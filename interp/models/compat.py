@@ -159,6 +159,11 @@ def entry_device(hf: Any) -> torch.device:
     return embedding.weight.device if device is None else torch.device(device)
 
 
+def offloaded(module: Any) -> bool:
+    """Whether accelerate (1.15.0) brings a module's weights when it is called: until then they are not there."""
+    return "_hf_hook" in module.__dict__
+
+
 def wrapped(traced: Any) -> Any:
     """The module inside an nnsight wrapper; `_module` has no public reader (0.8.1)."""
     return traced._module
@@ -179,7 +184,7 @@ def untraced(hf: Any) -> Iterator[None]:
     for module in hf.modules():
         front = module.__dict__.get("forward")
         body = getattr(getattr(front, "state", None), "body", None)
-        if body is type(module).forward and "_hf_hook" not in module.__dict__:
+        if body is type(module).forward and not offloaded(module):
             module.__dict__[_FRONT] = module.__dict__.pop("forward")
             taken.append(module)
     try:

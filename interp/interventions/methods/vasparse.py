@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.interventions.base import Count, Method, Preset, Seed, Share, Weight
-from interp.interventions.primitives.contrast import Contrast, EmbeddingContrast, Subtraction, embedding_contrast
+from interp.interventions.primitives.contrast import Contrast, EmbeddingContrast, EmbeddingReader, Subtraction
 from interp.interventions.primitives.kv_cache import (
     Marks,
     NotedLayer,
@@ -287,7 +287,7 @@ class VASparse(Method):
             if self.keep < 1 or self.beta:
                 options = stack.enter_context(attending(model, inputs, self.choose, Kept))
             if self.alpha:
-                phi = embedding_contrast(model, inputs, self.contrast, self.mask_rate, self.seed)
+                phi = EmbeddingReader(model, inputs, self.contrast, self.mask_rate, self.seed)
                 paper = self.form == "paper"
                 contrast = Contrast(phi, self.alpha, self.plausibility) if paper else Subtraction(phi, self.alpha)
                 options = replace(options, processors=(contrast,), in_step=True)

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from interp.interventions.primitives.continuation import Continuation
-from interp.metrics.contrast import contrast_logits
+from interp.metrics.contrast import contrast_logits, plausible
 from interp.models import LVLM, Inputs, Sampled
+from interp.models.compat import offloaded
 
 Phi = Callable[[Int[Tensor, "row token"]], Float[Tensor, "row vocabulary"]]
 """Logits of the weaker reader for the next token, from the token ids so far."""
@@ -40,7 +41,11 @@ class Contrast(LogitsProcessor):
         """The log-probabilities of the contrast."""
         self.steps += 1
         alpha = self.alpha(self.steps) if callable(self.alpha) else self.alpha
-        return contrast_logits(scores, self.phi(input_ids), alpha, self.plausibility)
+        if isinstance(self.phi, EmbeddingReader):  # its logits cost by the token, and implausible ones do not matter
+            phi = self.phi(input_ids, plausible(scores, self.plausibility))
+        else:
+            phi = self.phi(input_ids)
+        return contrast_logits(scores, phi, alpha, self.plausibility)
 
 
 class Subtraction(LogitsProcessor):
@@ -78,26 +83,44 @@ class WeakerReader:
         return logits.float()
 
 
-def embedding_contrast(model: LVLM, inputs: Inputs, kind: EmbeddingContrast, mask_rate: float, seed: int) -> Phi:
+class EmbeddingReader:
     """SVCD's `phi` (VASparse: Zhuang et al., CVPR 2025, arXiv 2501.06553, eq. 6): no decoder at all.
 
     `pooled`: the mean over the embeddings of the sequence, a random `mask_rate` of its image tokens left out, goes to
     the head; `last`: the last token's embedding alone (as the released code does; it does not depend on the picture).
     """
-    head, embed = model.hf.get_output_embeddings(), model.hf.get_input_embeddings()
-    n_prompt = inputs.input_ids.shape[1]
-    if kind == "last":
-        return lambda ids: head(embed(ids[:, -1])).float()
-    prompt = model.embeddings(inputs)
-    random = torch.Generator().manual_seed(seed)
-    masked = torch.rand(inputs.input_ids.shape, generator=random).to(prompt.device) < mask_rate
-    used = inputs.attention_mask.bool() & ~(inputs.image_mask & masked)
-    total, count = (prompt * used[..., None]).sum(1), used.sum(1, keepdim=True)
 
-    def phi(ids: Tensor) -> Tensor:
-        copies = len(ids) // len(total)
-        more = embed(ids[:, n_prompt:])
-        mean = (total.repeat_interleave(copies, 0) + more.sum(1)) / (count.repeat_interleave(copies, 0) + more.shape[1])
-        return head(mean.to(head.weight.dtype)).float()
+    def __init__(self, model: LVLM, inputs: Inputs, kind: EmbeddingContrast, mask_rate: float, seed: int) -> None:
+        self.head, self.embed = model.hf.get_output_embeddings(), model.hf.get_input_embeddings()
+        self.kind, self.n_prompt = kind, inputs.input_ids.shape[1]
+        if kind == "last":
+            return
+        prompt = model.embeddings(inputs)
+        random = torch.Generator().manual_seed(seed)
+        masked = torch.rand(inputs.input_ids.shape, generator=random).to(prompt.device) < mask_rate
+        used = inputs.attention_mask.bool() & ~(inputs.image_mask & masked)
+        self.total, self.count = (prompt * used[..., None]).sum(1), used.sum(1, keepdim=True)
 
-    return phi
+    def __call__(
+        self, ids: Int[Tensor, "row token"], needed: Bool[Tensor, "row vocabulary"] | None = None
+    ) -> Float[Tensor, "row vocabulary"]:
+        """Logits of the next token; with `needed` those of other tokens may be 0."""
+        hidden = self._hidden(ids)
+        if needed is None or type(self.head) is not nn.Linear or offloaded(self.head):
+            return self.head(hidden).float()
+        tokens = needed.any(0).nonzero()[:, 0].to(hidden.device)
+        if 4 * len(tokens) > needed.shape[1]:  # picking so many rows of the head costs more than it saves
+            return self.head(hidden).float()
+        bias = None if self.head.bias is None else self.head.bias[tokens]
+        logits = hidden.new_zeros(needed.shape, dtype=torch.float32)
+        logits[:, tokens] = nn.functional.linear(hidden, self.head.weight[tokens], bias).float()
+        return logits
+
+    def _hidden(self, ids: Tensor) -> Float[Tensor, "row d_model"]:
+        """What goes to the head."""
+        if self.kind == "last":
+            return self.embed(ids[:, -1])
+        copies = len(ids) // len(self.total)
+        more = self.embed(ids[:, self.n_prompt :])
+        total, count = (x.repeat_interleave(copies, 0) for x in (self.total, self.count))
+        return ((total + more.sum(1)) / (count + more.shape[1])).to(self.head.weight.dtype)

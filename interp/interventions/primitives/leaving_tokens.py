@@ -40,7 +40,7 @@ class LeavingTokens:
         def enter(layer: int) -> Any:
             def before(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                 hidden = layer_input(args, kwargs)
-                if layer == self.first:
+                if layer == self.first and any(value is cache for value in kwargs.values()):
                     self._choose(hidden)
                 if self.order is None or not self.n:
                     return None
