@@ -1,6 +1,6 @@
 """Baselines against `references`, token for token: the slow side reads every text anew, whole and without a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ from interp.interventions import METHODS, OPERA, VHR, VASparse, describe_methods
 from interp.interventions.methods.icd import DISTURBANCES
 from interp.interventions.primitives.continuation import Continuation
 from interp.interventions.primitives.opera_released import ReleasedSearch, Rules
-from interp.interventions.primitives.rereading import Reader, Texts
+from interp.interventions.primitives.rereading import Reader, Texts, Wanted, searched
 from interp.metrics.contrast import distances
 from interp.metrics.over_trust import over_trust
 from interp.models import LVLM, AttentionCall, Inputs, diffused, image_free, load
@@ -363,19 +363,24 @@ class MadeUp(Reader):
         logits = torch.from_numpy(np.stack([logits for logits, _ in both]))
         return Written(ids, omega, looks, logits, object.__new__(Continuation))
 
-    def read(self, texts: Texts, ids: Tensor) -> Written:
-        return self.at(torch.cat([texts.ids, ids], 1))
+    def read_all(self, wanted: Sequence[Wanted]) -> list[Texts]:
+        found = []
+        for w in wanted:
+            before = w.texts.ids.repeat_interleave(w.tokens.shape[1], 0)
+            assert isinstance(w.reader, MadeUp)
+            found.append(w.reader.at(torch.cat([before, w.tokens.flatten()[:, None]], 1)))
+        return found
 
 
 def test_operas_search_goes_back_as_the_reference_does(monkeypatch):
     back: list[int] = []
     anew = ReleasedSearch._anew
     monkeypatch.setattr(ReleasedSearch, "_anew", lambda self, *args: back.append(args[1]) or anew(self, *args))
-    for seed in range(6):
-        rules = Rules(2, 3, 1.0, 3.0, 4, 3, torch.tensor([5]), 2)
-        found = ReleasedSearch(rules, MadeUp(seed), lambda _, scores: scores).run(26).tolist()
+    rules = Rules(2, 3, 1.0, 3.0, 4, 3, torch.tensor([5]), 2)
+    together = searched([ReleasedSearch(rules, MadeUp(seed), lambda _, scores: scores).run(26) for seed in range(6)])
+    for seed, found in enumerate(together):
         settings: Any = {"beams": 2, "candidates": 3, "threshold": 4, "sigma": 3.0, "prompt_counted": 2}
-        assert found == opera_search.search(MadeUp(seed), 3, np.array([0]), 5, 26, **settings), seed
+        assert found.tolist() == opera_search.search(MadeUp(seed), 3, np.array([0]), 5, 26, **settings), seed
     assert len(back) > 3, "no way back was taken: this would test nothing"
 
 

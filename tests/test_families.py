@@ -14,6 +14,7 @@ from zoo import TEXT, VISION, build
 
 from interp.interventions import VHR, parse_method
 from interp.interventions.methods import fastv
+from interp.interventions.primitives import rereading
 from interp.interventions.primitives.packed_prompt import PackedPrompt
 from interp.metrics.vhd import head_divergence
 from interp.models import FAMILIES, IMAGE_FREE, LVLM, Inputs, diagnose, image_free, load, read
@@ -330,3 +331,19 @@ def test_image_tokens_that_leave_are_as_good_as_hidden_ones(beams, lvlm, batch, 
         fewer = 1 < lengths[-8 * lvlm.n_layers + lvlm.n_layers - 1] < inputs.input_ids.shape[1]
         assert fewer == (leaves and lvlm.family.name not in STAYING)
     assert torch.equal(torch.stack(found[True].tokens), torch.stack(found[False].tokens))
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_operas_candidates_side_by_side_are_as_good_as_rows_of_their_own(variant, lvlm, batch, monkeypatch):
+    """Among them searches that go back, and then read shorter texts than the others."""
+    method = f"opera:variant={variant}:num_beams=2:candidates=3:threshold=2:sigma=9:rollbacks=2"
+    found, masked = {}, []
+    takes_masks = rereading.takes_masks
+    monkeypatch.setattr(rereading, "takes_masks", lambda *args: masked.append(takes_masks(*args)) or masked[-1])
+    for side_by_side in (True, False):
+        if not side_by_side:
+            monkeypatch.setattr(rereading, "takes_masks", lambda *_: False)
+        with parse_method(method)(lvlm):
+            found[side_by_side] = lvlm.generate(batch, max_new_tokens=14, min_new_tokens=14).tokens
+    assert set(masked) == {lvlm.family.name in ONE_PASS}
+    assert all(torch.equal(a, b) for a, b in zip(found[True], found[False], strict=True))

@@ -21,7 +21,6 @@ the factor penalties have a median of millions, and texts break.  Only there is 
 other two normalise among the candidates.  Each prompt is searched by itself.
 """
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,7 @@ from interp.interventions.base import Count, Method, Preset, Weight, Within
 from interp.interventions.primitives.continuation import Continuation
 from interp.interventions.primitives.opera_paper import PaperSearch
 from interp.interventions.primitives.opera_released import ReleasedSearch, Rules
-from interp.interventions.primitives.rereading import Reader
+from interp.interventions.primitives.rereading import LastLayer, Reader, searched
 from interp.models import LVLM, GenerateOptions, Inputs, Searched
 
 RECENT = 20
@@ -61,7 +60,7 @@ class OPERA(Method):
     rollbacks: Annotated[int, Within(0, 1000)] = 5
 
     citation: ClassVar = "Huang et al., CVPR 2024, arXiv 2311.17911"
-    cost: ClassVar = "a row for each candidate of each beam; one prompt at a time"
+    cost: ClassVar = "a token for each candidate of each beam"
     off: ClassVar = "num_beams=1:alpha=0:rollbacks=0"
     passes: ClassVar = {"main": "its own passes are those from which the text is written"}
     presets: ClassVar = dict.fromkeys(("llava-1.5", "instructblip", "minigpt-4", "shikra"), RELEASED)
@@ -81,23 +80,21 @@ class OPERA(Method):
     def _search(
         self, model: LVLM, inputs: Inputs, processor: LogitsProcessorList, config: GenerationConfig
     ) -> Searched:
-        """Search one prompt after the other."""
+        """Search all prompts together, each by itself."""
         if (config.num_beams or 1) > 1 or config.do_sample:
             raise ValueError("OPERA has beams of its own (num_beams=), expected neither num_beams nor do_sample")
         limit = config.max_length - inputs.input_ids.shape[1]
         together = Continuation(model, inputs, "main")
-        logits = together.start()
+        logits, last = together.start(), LastLayer(model)
         eos = torch.tensor([config.eos_token_id or []], device=logits.device).flatten().long()
-        texts, layers = [], list[Any]()
+        searches = []
         for row in range(len(inputs.input_ids)):
-            prompt = copy.copy(together)
-            prompt.cache = copy.deepcopy(together.cache)
-            prompt.select(torch.tensor([row], device=logits.device))
-            reader = Reader(model, prompt, logits[row : row + 1], inputs.image_mask[row], self.variant != "vocabulary")
-            search = self._search_of(inputs, row, reader, processor, eos)
-            with reader.watching():
-                texts.append(search.run(limit))
-            layers += search.texts.text.cache.layers
+            prompt = together.chosen(torch.tensor([row], device=logits.device))
+            reader = Reader(last, prompt, logits[row : row + 1], inputs.image_mask[row], self.variant != "vocabulary")
+            searches.append(self._search_of(inputs, row, reader, processor, eos))
+        with last.watching():
+            texts = searched([search.run(limit) for search in searches])
+        layers = [layer for search in searches for layer in search.texts.text.cache.layers]
         longest = max(len(text) for text in texts)
         filler = int(eos[0]) if len(eos) else inputs.pad_token_id
         rows = torch.stack([torch.nn.functional.pad(t, (0, longest - len(t)), value=filler) for t in texts])

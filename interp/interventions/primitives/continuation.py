@@ -1,5 +1,6 @@
 """Texts that a model goes on reading beside generate's own, with a cache of their own."""
 
+import copy
 from typing import Any
 
 import torch
@@ -36,6 +37,14 @@ class Continuation:
         self.cache.batch_select_indices(rows)
         self.mask, self.position = self.mask[rows], self.position[rows]
         self.prompt = self.prompt[rows.to(self.prompt.device)]
+
+    def chosen(self, rows: Int[Tensor, " row"]) -> "Continuation":
+        """Some of the rows as a continuation of their own; this one is left as it is."""
+        found = copy.copy(self)
+        found.cache = copy.copy(self.cache)  # reading on makes new tensors, so the old ones can be shared
+        found.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        found.select(rows)
+        return found
 
     def next(self, ids: Int[Tensor, "row token"]) -> dict[str, Tensor]:
         """What the model is to be given with further tokens, which count as read from then on."""

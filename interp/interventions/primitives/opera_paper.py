@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.interventions.primitives.opera_released import Penalised, Rules
-from interp.interventions.primitives.rereading import Reader, Texts
+from interp.interventions.primitives.rereading import Reader, Search, Texts, Wanted
 from interp.metrics.over_trust import over_trust
 
 
@@ -49,18 +49,16 @@ class PaperSearch:
         top = scores.topk(self.rules.candidates)
         return top.values.double(), top.indices
 
-    def _extended(self, beams: Beams) -> tuple[Beams, Texts]:
-        """Every candidate of every beam, best first, and each read."""
-        scores, tokens = self._candidates(beams)
-        rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens.shape[1])
-        every = self.reader.read(self.texts.select(rows), tokens.flatten()[:, None])
+    def _extended(self, beams: Beams, scores: Tensor, every: Texts) -> tuple[Beams, Tensor]:
+        """Every candidate of every beam, best first, and which of `every` each is."""
+        rows = torch.arange(len(scores), device=scores.device).repeat_interleave(scores.shape[1])
         phi, column = over_trust(every.omega, self.rules.sigma)
         weighed = (scores.flatten() - self.rules.alpha * phi).view_as(scores)
         log_p = weighed.log_softmax(-1) if self.among else weighed
         columns = torch.cat([beams.columns[rows], column[:, None]], 1)
         grown = Beams(every.ids, beams.scores[rows] + log_p.flatten().nan_to_num(-torch.inf), columns)
         order = grown.scores.argsort(descending=True, stable=True)
-        return grown.select(order), every.select(order)
+        return grown.select(order), order
 
     def _way_back(self, best: Beams) -> int | None:
         """How many tokens to keep, if the best beam trusted one token too long; bans what followed it."""
@@ -79,13 +77,15 @@ class PaperSearch:
         self.banned[tuple(ids[: place + 1])].add(ids[place + 1])
         return place + 1
 
-    def run(self, limit: int) -> Tensor:
-        """The best text's tokens."""
+    def run(self, limit: int) -> Search:
+        """Ends with the best text's tokens."""
         empty, n = self.texts.ids, self.rules.num_beams
         beams = Beams(empty, torch.zeros(1, dtype=torch.double, device=empty.device), empty)
         history, finished = [beams], list[Any]()
         while True:
-            every, read = self._extended(beams)
+            scores, tokens = self._candidates(beams)
+            read = yield Wanted(self.reader, self.texts, tokens)
+            every, order = self._extended(beams, scores, read)
             length, ends = every.ids.shape[1], torch.isin(every.ids[:, -1], self.rules.end)
             possible = every.scores.isfinite()
             leads = torch.arange(len(ends), device=ends.device) < n
@@ -97,7 +97,7 @@ class PaperSearch:
             if length == limit or not len(rows) or (full and finished[-1][0] >= float(every.scores[rows[0]]) / length):
                 self.texts = read
                 return finished[0][1]
-            beams, self.texts = every.select(rows), read.select(rows)
+            beams, self.texts = every.select(rows), read.select(order[rows])
             keep = self._way_back(beams)
             if keep is None:
                 history.append(beams)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.interventions.primitives.rereading import Reader, Texts
+from interp.interventions.primitives.rereading import Reader, Search, Texts, Wanted
 from interp.metrics.over_trust import released_over_trust
 
 NOTHING = -999.0
@@ -69,35 +69,34 @@ class ReleasedSearch:
         self.used: Counter[int] = Counter()
         self.rejected: dict[int, list[tuple[int, int]]] = defaultdict(list)
 
-    def run(self, limit: int) -> Tensor:
-        """The best text's tokens."""
+    def run(self, limit: int) -> Search:
+        """Ends with the best text's tokens."""
         while True:
             logits = self.processed(self.texts.ids, self.texts.logits.float()).double()
-            log_p, every, tokens = self._judged(logits)
+            tokens = logits.argsort(dim=-1, descending=True, stable=True)[:, : self.rules.candidates]
+            every = yield Wanted(self.reader, self.texts, tokens)
+            log_p = self._judged(logits, tokens, every)
             back = self._way_back()
+            again = back is not None
             if back is not None:
                 logits = self.processed(self.texts.ids, self.texts.logits.float()).double()
-                log_p, every = self._anew(logits, back), None
+                log_p = self._anew(logits, back)
             found = self._step(log_p)
             if found is not None:
                 return found
             if self.state.ids.shape[1] == limit:
                 return self._best_of_all(limit)
-            self._read(every, tokens)
+            self._read(None if again else every, tokens)
 
-    def _judged(self, logits: Tensor) -> tuple[Tensor, Texts, Tensor]:
-        """Log-probabilities `[beam, vocabulary]` of penalised candidates; these, read, and their tokens."""
-        k, beams = self.rules.candidates, len(logits)
-        tokens = logits.argsort(dim=-1, descending=True, stable=True)[:, :k]
-        rows = torch.arange(beams, device=tokens.device).repeat_interleave(tokens.shape[1])
-        every = self.reader.read(self.texts.select(rows), tokens.flatten()[:, None])
+    def _judged(self, logits: Tensor, tokens: Tensor, every: Texts) -> Tensor:
+        """Log-probabilities `[beam, vocabulary]` of candidates, penalised by what they look at."""
         penalty, place = released_over_trust(every.omega, every.looks, self.rules.sigma)
         weighed = self.rules.alpha * penalty if self.rules.alpha else torch.zeros_like(penalty)
         scores = torch.where(logits.isfinite(), NOTHING, logits)
         scores = scores.scatter(-1, tokens, logits.gather(-1, tokens) - weighed.view_as(tokens))
         self.past.append(self.state)
         self.history.append([mode(places) for places in place.view_as(tokens).tolist()])
-        return scores.log_softmax(-1), every, tokens
+        return scores.log_softmax(-1)
 
     def _way_back(self) -> int | None:
         """How many tokens to keep, if every beam trusts one token too long; the search is then there."""

@@ -11,14 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import DynamicLayer
 
+from interp.interventions.primitives.own_masks import as_taken, takes_masks
 from interp.models import LVLM, Inputs
 from interp.models.compat import cache_keyword
-from interp.models.kernels import PREFIX
-
-BACKENDS = ("sdpa", "eager")
-"""Those that take a mask of queries and keys."""
 
 
 def apart(
@@ -76,12 +72,9 @@ class PackedPrompt:
     def _both(self) -> dict[str, Tensor]:
         """What stands in place of the prompt's own arguments."""
         first, second = self.before, self.inputs
-        mask = apart(first.attention_mask, second.attention_mask)
-        if self.model.backend.removeprefix(PREFIX) == "eager":
-            mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
         return {
             "input_ids": torch.cat([first.input_ids, second.input_ids], 1),
-            "attention_mask": mask,
+            "attention_mask": as_taken(self.model, apart(first.attention_mask, second.attention_mask)),
             "position_ids": torch.cat([first.position_ids, second.position_ids], -1),
         }
 
@@ -96,11 +89,8 @@ class PackedPrompt:
             cache_keyword(self.model.hf),
         }
         return bool(
-            cache is not None
-            and cache.layers
-            and all(type(layer) is DynamicLayer and not layer.get_seq_length() for layer in cache.layers)
-            and not self.inputs.token_types
-            and self.model.backend.removeprefix(PREFIX) in BACKENDS
+            takes_masks(self.model, self.inputs, cache)
+            and not any(layer.get_seq_length() for layer in cache.layers)
             and torch.equal(kwargs["input_ids"], self.inputs.input_ids)  # no beams
             and not any(isinstance(value, Tensor) and name not in known for name, value in kwargs.items())
             and not (kwargs.get("output_hidden_states") or kwargs.get("output_attentions"))
