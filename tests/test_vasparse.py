@@ -236,7 +236,7 @@ def test_a_cluster_is_a_further_key_with_the_sums_of_its_members(dropped):
     gone = (order < torch.tensor(dropped)[:, None, None])[:, :, None]
     scores = call.scores() + 0.1  # as if a penalty had been there
     nothing = torch.zeros(2, 1, 40, dtype=torch.bool)
-    scope = Scope(nothing, nothing, torch.zeros(2, 1, 1, 1, dtype=torch.long), None)
+    scope = Scope(nothing, nothing, torch.zeros(2, 1, 1, 1, dtype=torch.long), None, 0)
     pattern = method._merging(call, call.products(), scores, gone, scope)
     found = call.head_outputs(pattern)
     for row in range(2):

@@ -69,13 +69,15 @@ class Kept(Notes):
 class Scope:
     """Of the keys that are still there, those of the image and those to choose from; `total` were ever in scope.
 
-    `S` is a share of `total`, else evictions would compound.  `every`: that number where all rows have the same.
+    `S` is a share of `total`, else evictions would compound.  `every`: that number where all rows have the same;
+    `start`: none of the keys before is in scope.
     """
 
     image: Bool[Tensor, "batch #head key"]
     inside: Bool[Tensor, "batch #head key"]
     total: Int[Tensor, "batch 1 1 1"]
     every: int | None
+    start: int
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class VASparse(Method):
             numbers = set(total.tolist())
             inside = torch.ones_like(image) if self.scope == "all" else ever
             every = numbers.pop() if len(numbers) == 1 else None
-            return Scope(image[:, None], inside[:, None], total[:, None, None, None], every)
+            start = int(inside.any(0).int().argmax())
+            return Scope(image[:, None], inside[:, None], total[:, None, None, None], every, start)
 
         scope = marks.once("scope", call, cache.seen, make)
         if cache.notes.place is None:
@@ -176,7 +179,7 @@ class VASparse(Method):
             x.expand(-1, place.shape[1], -1).gather(-1, place).repeat_interleave(groups, 1)
             for x in (scope.image, scope.inside)
         )
-        return Scope(image, inside, scope.total, scope.every)
+        return Scope(image, inside, scope.total, scope.every, 0)
 
     def _with_sink_penalty(self, scores: Tensor, raw: Tensor, call: AttentionCall, notes: Kept) -> Tensor:
         """Sink penalty (eq. 7): scores of keys that have received much made smaller."""
@@ -195,7 +198,9 @@ class VASparse(Method):
         looks, image = raw, scope.image
         if self.saliency_heads == "last":
             looks, image = raw[:, -1:], image[:, -1:]
-        paid = (looks.float() * image[:, :, None]).sum(-1).mean(1, keepdim=True)  # [batch, 1, query]
+        paid = (looks.float() * image[:, :, None]).sum(-1)  # [batch, head, query]
+        if paid.shape[1] > 1:
+            paid = paid.mean(1, keepdim=True)
         if self.when == "evict":
             paid = paid.expand(-1, kv_heads, -1)
         notes.paid = paid if notes.paid is None else torch.cat([notes.paid, paid], -1)
@@ -217,7 +222,9 @@ class VASparse(Method):
             paid = paid.repeat_interleave(call.query.shape[1] // paid.shape[1], 1)
         delta = self.importance(call, raw, products) + self.lambda_ * running_softmax(paid, visible)
         if self.when == "step":
-            return top_mask(delta, inside, self.keep, scope.every if call.sees_all else None)
+            delta, inside = delta[..., scope.start :], inside[..., scope.start :]  # fewer to sort
+            chosen = top_mask(delta, inside, self.keep, scope.every if call.sees_all else None)
+            return torch.nn.functional.pad(chosen, (scope.start, 0))
         groups = call.query.shape[1] // kv_heads
         delta = delta.unflatten(1, (kv_heads, groups)).mean(2).repeat_interleave(groups, 1)
         return top_mask(delta, inside, self.keep, scope.total)
