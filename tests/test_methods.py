@@ -24,6 +24,7 @@ from interp.interventions import (
     parse_method,
 )
 from interp.interventions.methods import fastv
+from interp.interventions.primitives import leaving_tokens
 from interp.interventions.primitives.hidden_keys import Left
 from interp.interventions.registry import written
 from interp.models import AttentionCall, load
@@ -179,6 +180,15 @@ def test_fastv_takes_most_image_tokens_from_later_layers(leaves, model, pictures
     whole = model.generate(inputs, max_new_tokens=2, min_new_tokens=2).cache_bytes
     left = 3 + (model.n_layers - 3) * (n - 47) / (n + 1)
     assert found.cache_bytes / whole == pytest.approx(left / model.n_layers)
+
+
+def test_what_layers_are_given_loses_its_tokens_by_name_and_not_by_size():
+    """As many tokens as numbers in a head: positions lie on one axis, rotations on another."""
+    order, square = torch.tensor([[0, 2], [1, 2]]), torch.arange(9.0).view(1, 3, 3)
+    assert torch.equal(leaving_tokens._at(square, order, -2), square[0][order])
+    mask = torch.arange(9).view(1, 1, 3, 3)
+    assert leaving_tokens._at(mask, order, -1).tolist() == [[[[0, 2], [6, 8]]], [[[4, 5], [7, 8]]]]
+    assert leaving_tokens._at(torch.arange(3)[None], order, -1).tolist() == [[0, 2], [1, 2]]
 
 
 def test_pai_looks_more_at_the_picture(model, pictures):

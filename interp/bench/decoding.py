@@ -106,7 +106,7 @@ def vasparse(bench: Bench) -> list[Line]:
 
 
 def opera(bench: Bench) -> list[Line]:
-    """OPERA against transformers' beam search with as many beams."""
+    """OPERA against transformers' beam search with as many beams, and against greedy."""
     found = []
     for batch in bench.size.batches:
         inputs = inputs_of(bench.model, batch)
@@ -114,9 +114,11 @@ def opera(bench: Bench) -> list[Line]:
         runs: dict[str, Run] = {
             "beams": partial(plain, bench.model, inputs, tokens, num_beams=5),
             "opera": partial(written, bench.model, inputs, tokens, "opera"),
+            "greedy": partial(written, bench.model, inputs, tokens),
         }
-        times = bench.alternating(runs, warm=0)
-        found.append(ratio(f"batch {batch}, {tokens} tokens", times["opera"], times["beams"], 1.5, _on_gpu(bench)))
+        times, case = bench.alternating(runs, warm=0), f"batch {batch}, {tokens} tokens"
+        found.append(ratio(case, times["opera"], times["beams"], 1.5, _on_gpu(bench)))
+        found.append(ratio(f"{case}, greedy", times["opera"], times["greedy"], None, _on_gpu(bench)))
     return found
 
 

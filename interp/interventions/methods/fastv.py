@@ -1,8 +1,8 @@
 """FastV: after a layer, only the image tokens to which the last prompt token attends most there.
 
 Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
-Vision-Language Models", ECCV 2024, arXiv 2403.06764.  There the other image tokens leave the sequence; here no later
-query sees them, which is the same for every token that is left.
+Vision-Language Models", ECCV 2024, arXiv 2403.06764.  The other image tokens leave the sequence; with `again`, and in
+models whose layers need all of them, no later query sees them, which is the same for every token that is left.
 
 Paper: ranked by the attention from all other tokens [recalled].  Released codes (pkunlp-icler/FastV): by the last
 query's, mean over heads, in the layer before.  The one that drops (`llava-hf` @e5faf2a) ranks at the prefill; the one
@@ -38,9 +38,9 @@ class FastV(Method):
     again: bool = False
 
     citation: ClassVar = "Chen et al., ECCV 2024, arXiv 2403.06764"
-    cost: ClassVar = "attention scores of each step"
+    cost: ClassVar = "attention scores of the last prompt token"
     off: ClassVar = "keep=1"
-    passes: ClassVar = {"main": "image tokens are hidden in the cache of the text that is written"}
+    passes: ClassVar = {"main": "image tokens leave the text that is written"}
     presets: ClassVar = {
         "llava-1.5": Preset({"keep": 0.5, "layer": 2}, "the paper's K and R, and pkunlp-icler/FastV README"),
         "lmms-eval": Preset({"keep": 0.5, "layer": 3}, "pkunlp-icler/FastV lmms-eval-with-kvcache @49dfad7"),

@@ -11,8 +11,8 @@ from torch import Tensor
 from interp.models import LVLM
 from interp.models.compat import layer_input
 
-MOVED = ("attention_mask", "position_ids", "position_embeddings")
-"""What a layer is given beside the hidden states that has an entry for each token."""
+TOKEN_AXIS = {"attention_mask": -1, "position_ids": -1, "position_embeddings": -2}
+"""What a layer is given beside the hidden states that has an entry for each token, and its axis."""
 
 
 def can_leave(model: LVLM) -> bool:
@@ -44,13 +44,15 @@ class LeavingTokens:
                     self._choose(hidden)
                 if self.order is None or not self.n:
                     return None
-                moved = {name: _at(kwargs[name], self.order, self.n) for name in MOVED if name in kwargs}
+                moved = {
+                    name: _at(kwargs[name], self.order, axis) for name, axis in TOKEN_AXIS.items() if name in kwargs
+                }
                 if layer != self.first:
                     return args, kwargs | moved
-                hidden = _at(hidden, self.order, self.n)
-                return (
-                    ((hidden, *args[1:]), kwargs | moved) if args else ((), kwargs | moved | {"hidden_states": hidden})
-                )
+                hidden = _at(hidden, self.order, -2)
+                if args:
+                    return (hidden, *args[1:]), kwargs | moved
+                return args, kwargs | moved | {"hidden_states": hidden}
 
             return before
 
@@ -79,19 +81,16 @@ class LeavingTokens:
         self.order = (~stays).int().argsort(dim=-1, stable=True)[:, : int(stays[0].sum())].to(hidden.device)
 
 
-def _at(value: Any, order: Tensor, n: int) -> Any:
-    """What a layer is given for all `n` tokens, for some of them: masks, positions, and what is made of positions."""
+def _at(value: Any, order: Int[Tensor, "row kept"], axis: int) -> Any:
+    """Some of the tokens of what a layer is given; rows lie before the tokens, a mask's queries before its keys."""
     if isinstance(value, tuple):
-        return tuple(_at(part, order, n) for part in value)
-    if value is None or not isinstance(value, Tensor):
+        return tuple(_at(part, order, axis) for part in value)
+    if not isinstance(value, Tensor):
         return value
-    rows = torch.arange(len(order), device=order.device)
-    if value.ndim == 4 and value.shape[-1] == value.shape[-2] == n:  # a mask of queries and keys
-        of = value.expand(len(order), -1, -1, -1)
+    if value.ndim == 4 and axis == -1:  # a mask of queries and keys
+        of, rows = value.expand(len(order), -1, -1, -1), torch.arange(len(order), device=order.device)
         return of[rows[:, None, None], :, order[:, :, None], order[:, None]].movedim(-1, 1)
-    if value.shape[-1] == n:  # positions
-        return value.expand(*value.shape[:-2], len(order), -1).take_along_dim(
-            order.expand(*value.shape[:-2], -1, -1), -1
-        )
-    of = value.expand(*value.shape[:-3], len(order), -1, -1)
-    return of.take_along_dim(order[..., None].expand(*value.shape[:-3], -1, -1, 1), -2)
+    index = order if axis == -1 else order[..., None]
+    lead = value.shape[: value.ndim - index.ndim]
+    of = value.expand(*lead, len(order), *value.shape[len(lead) + 1 :])
+    return of.take_along_dim(index.expand(*lead, *index.shape), axis)
