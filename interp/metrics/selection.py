@@ -77,7 +77,7 @@ def density_peaks(
 
 
 def membership(
-    key: Float[Tensor, "*batch key d"], dropped: Bool[Tensor, "*batch key"], n: int, share: float, neighbours: int
+    key: Float[Tensor, "*#batch key d"], dropped: Bool[Tensor, "*batch key"], n: int, share: float, neighbours: int
 ) -> Bool[Tensor, "*batch cluster key"]:
     """Which dropped keys, `n` in each row, belong to which of their clusters.
 

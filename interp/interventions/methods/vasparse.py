@@ -273,16 +273,14 @@ class VASparse(Method):
 
     def _clusters(self, call: AttentionCall, gone: Tensor, scope: Scope) -> tuple[Tensor, Tensor | None]:
         """The clusters' members `[batch, head, cluster, key]`, and which clusters are empty, where rows have fewer."""
-        groups = call.query.shape[1] // call.key.shape[1]
-        key = call.key if groups == 1 else call.key.repeat_interleave(groups, 1)
+        key, by_group = call.key[:, :, None], gone.unflatten(1, (call.key.shape[1], -1))  # keys serve a group of heads
+        share, neighbours = self.cluster_share, self.neighbours
         if self.when == "step" and call.sees_all and scope.every is not None:
             n = scope.every - share_of(scope.every, self.keep)
-            return membership(key, gone, n, self.cluster_share, self.neighbours), None
+            return membership(key, by_group, n, share, neighbours).flatten(1, 2), None
         numbers = gone[:, 0].sum(-1).tolist()  # as many in each head
-        rows = [
-            membership(key[row], gone[row], n, self.cluster_share, self.neighbours) for row, n in enumerate(numbers)
-        ]
-        most = max(len(row[0]) for row in rows)
+        rows = [membership(key[i], by_group[i], n, share, neighbours).flatten(0, 1) for i, n in enumerate(numbers)]
+        most = max(row.shape[1] for row in rows)
         member = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, most - row.shape[1])) for row in rows])
         return member, ~member.any(-1)
 

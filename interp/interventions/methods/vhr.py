@@ -92,7 +92,7 @@ class VHR(Method):
     heads: str = ""
 
     citation: ClassVar = "He et al., ACL 2025, arXiv 2412.13949"
-    cost: ClassVar = "one prefill with and without the picture"
+    cost: ClassVar = "the prompt without its picture, read beside it"
     off: ClassVar = "alpha=1"
     passes: ClassVar = {
         "main": "the text is written by the reinforced model",
