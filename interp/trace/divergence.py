@@ -5,6 +5,7 @@ same time and may change them before the next layer runs.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -63,9 +64,13 @@ def token_vhd(
     def measure(_: int, z: Tensor) -> None:
         seen.append(head_divergence(*streams(z[:, steps])).to(model.device))
 
-    logits, _ = streams(
-        run_with_edits(model, paired(model, inputs, image_free, captions), {"z": measure}, keep=longest + 1)[:, steps]
-    )
+    both = paired(model, inputs, image_free, captions)
+    with ExitStack() as stack:
+        if not model.remote:  # what the image-free rows would say is not asked, and the head is large
+            head = model.hf.get_output_embeddings()
+            stack.callback(head.register_forward_pre_hook(lambda _, args: streams(args[0])[:1]).remove)
+        logits = run_with_edits(model, both, {"z": measure}, keep=longest + 1)
+    logits = (streams(logits)[0] if model.remote else logits)[:, steps]
     divergence = torch.stack(seen, dim=2)
     traces = []
     for row, caption in enumerate(captions):
