@@ -1,11 +1,10 @@
-"""VHD: head outputs with the image and without it, in one traced pass.
+"""VHD: head outputs with the image and without it, in two traced passes.
 
-The pass takes the batch and its image-free prompts side by side as rows, so an edit sees both streams of a layer at the
-same time and may change them before the next layer runs.
+Each stream is read as it is: side by side as rows of one batch, the image-free one would be padded to the length of the
+other.  A method that changes a layer by what both streams give there (VHR) has to have them side by side.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.metrics.vhd import head_divergence
-from interp.models import LVLM, Inputs, paired, run_with_edits
+from interp.models import LVLM, Inputs, run_with_edits
+from interp.models import image_free as without_image
 
 
 def streams(x: Float[Tensor, "rows *rest"]) -> tuple[Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"]]:
@@ -26,13 +26,22 @@ def vhd(model: LVLM, inputs: Inputs, image_free: str = "remove") -> Float[Tensor
 
     `image_free` says how the image is taken away (`interp.models.image_free`).
     """
+    return _divergence(model, inputs, without_image(model, inputs, image_free), slice(-1, None))[0][:, 0]
+
+
+def _divergence(
+    model: LVLM, inputs: Inputs, without: Inputs, at: slice, keep: int = 1
+) -> tuple[Float[Tensor, "batch token layer head"], Float[Tensor, "batch keep vocabulary"]]:
+    """VHD at some positions, counted from the end of both batches; and the logits of the last `keep` with the image."""
     seen: list[Tensor] = []
+    found: list[Tensor] = []
 
-    def measure(_: int, z: Tensor) -> None:
-        seen.append(head_divergence(*streams(z[:, -1])).to(model.device))
+    def compare(_: int, z: Tensor) -> None:  # layers come in order, and what has been compared is let go
+        found.append(head_divergence(seen.pop(0).to(z.device), z[:, at]).to(model.device))
 
-    run_with_edits(model, paired(model, inputs, image_free), {"z": measure})
-    return torch.stack(seen, dim=1)
+    logits = run_with_edits(model, inputs, {"z": lambda _, z: seen.append(z[:, at].clone())}, keep)
+    run_with_edits(model, without, {"z": compare})
+    return torch.stack(found, dim=2), logits
 
 
 @dataclass(frozen=True)
@@ -52,30 +61,20 @@ def token_vhd(
 ) -> list[TokenTrace]:
     """VHD (eq. 4) for every token of finished captions, one `TokenTrace` a row.
 
-    One pass over both streams, aligned on the caption's tokens; equal to computing VHD step by step.
+    A pass over each stream, aligned on the caption's tokens; equal to computing VHD step by step.
     """
     for row, caption in enumerate(captions):
         if not len(caption):
             raise ValueError(f"expected at least one token in each caption, got an empty one in row {row}")
     longest = max(len(c) for c in captions)
     steps = slice(-longest - 1, -1)  # the position before a token predicts it
-    seen: list[Tensor] = []
-
-    def measure(_: int, z: Tensor) -> None:
-        seen.append(head_divergence(*streams(z[:, steps])).to(model.device))
-
-    both = paired(model, inputs, image_free, captions)
-    with ExitStack() as stack:
-        if not model.remote:  # what the image-free rows would say is not asked, and the head is large
-            head = model.hf.get_output_embeddings()
-            stack.callback(head.register_forward_pre_hook(lambda _, args: streams(args[0])[:1]).remove)
-        logits = run_with_edits(model, both, {"z": measure}, keep=longest + 1)
-    logits = (streams(logits)[0] if model.remote else logits)[:, steps]
-    divergence = torch.stack(seen, dim=2)
+    without = without_image(model, inputs, image_free).extended(captions)
+    found, logits = _divergence(model, inputs.extended(captions), without, steps, longest + 1)
+    logits = logits[:, steps]
     traces = []
     for row, caption in enumerate(captions):
         n = len(caption)
         logit = logits[row, :n].float()
         written = logit.gather(-1, caption.to(logit.device)[:, None])[:, 0]
-        traces.append(TokenTrace(divergence[row, :n], (written - logit.logsumexp(-1)).exp()))
+        traces.append(TokenTrace(found[row, :n], (written - logit.logsumexp(-1)).exp()))
     return traces

@@ -81,13 +81,7 @@ class PackedPrompt:
     def _fits(self, kwargs: dict[str, Any]) -> bool:
         """Whether the pass reads the prompts as they are, into an empty cache, with ordinary causal attention."""
         cache = kwargs.get(cache_keyword(self.model.hf))
-        known = {
-            *self.inputs.kwargs(),
-            "inputs_embeds",
-            "cache_position",
-            "logits_to_keep",
-            cache_keyword(self.model.hf),
-        }
+        known = {*self.inputs.kwargs(), "cache_position"}
         return bool(
             takes_masks(self.model, self.inputs, cache)
             and not any(layer.get_seq_length() for layer in cache.layers)
