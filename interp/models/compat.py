@@ -212,10 +212,10 @@ def compiling(hf: Any) -> Iterator[dict[str, Any]]:
     """While open, the steps of a `generate` that is given what this yields run as compiled code.
 
     transformers compiles on a CPU only if `_compile_all_devices` is set (5.24.0).  Compiled code looks for hooks again
-    only if torch is told so (2.13).  The compiled call is dropped at the end: a copy of the model would run it, with the
-    weights of the original.
+    only if torch is told so (2.13).  The compiled call is dropped at the end: a copy of the model would run it, with
+    the weights of the original.
     """
-    config = CompileConfig()
+    config: Any = CompileConfig()
     config._compile_all_devices = True
     try:
         with import_module("torch._dynamo.config").patch(skip_nnmodule_hook_guards=False):

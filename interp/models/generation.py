@@ -152,9 +152,7 @@ def _check(parts: Sequence[tuple[str, GenerateOptions]], given: Mapping[str, Any
             raise ValueError(f"{method} follows the text token by token and cannot be combined with {guessing[0]}")
 
 
-def stepping(
-    methods: Sequence[str], given: Mapping[str, Any], compiled: Mapping[str, Any] | None
-) -> Mapping[str, Any]:
+def stepping(methods: Sequence[str], given: Mapping[str, Any], compiled: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What makes the steps of a call compiled code (`compiled`; None: they are not), which sees nothing of methods.
 
     Beside a static cache transformers compiles by itself on some devices; here it never does.
