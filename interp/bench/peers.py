@@ -39,7 +39,7 @@ from interp.testbed import WEIGHTS
 
 REPEATS = 15
 OUT = Path("figures/bench/peers.json")
-TURNS, PROMPT_TOKENS = 4, 2000
+TURNS, PROMPT_TOKENS = 3, 2000
 PROMPT = Path("docs/pages")
 """Pages whose first tokens are the long prompt."""
 
