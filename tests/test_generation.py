@@ -1,15 +1,18 @@
 """One call of generate: its own settings, scores that are no numbers, the cache, threads, and what it records."""
 
 import copy
+import shutil
 import threading
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
+from interp.bench.sizes import small
+from interp.experiments.combinations import named_methods
 from interp.interventions import VHR, EditHeads, parse_method
-from interp.models import NonFiniteLogitsError, Pass, load
+from interp.models import LVLM, NonFiniteLogitsError, Pass, load
 
 
 @pytest.fixture
@@ -96,6 +99,62 @@ def test_processors_of_the_call_see_what_methods_have_made(model, inputs):
 def test_guessing_several_tokens_at_once_is_refused_beside_a_method(model, inputs):
     with VHR()(model), pytest.raises(ValueError, match="cannot be combined with prompt_lookup_num_tokens"):
         model.generate(inputs, max_new_tokens=4, prompt_lookup_num_tokens=2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_compiled_steps_write_the_same_text_and_see_hooks_and_weights(pictures):
+    torch.manual_seed(0)
+    model = small(layers=1, heads=2, width=32)
+    inputs = model.inputs(pictures[:2], ["Please describe this image in detail.", "Describe."])
+
+    def both(model: LVLM) -> tuple[list[list[int]], list[list[int]]]:
+        found = []
+        for model.compiled in (False, True):
+            written = model.generate(inputs, max_new_tokens=12, min_new_tokens=12)
+            found.append([t.tolist() for t in written.tokens])
+        assert written.settings["cache_implementation"] == "static"
+        return found[0], found[1]
+
+    plain, compiled = both(model)
+    assert compiled == plain
+    handle = model.out_proj(0).register_forward_pre_hook(lambda _, args: (-args[0],))
+    hooked, compiled = both(model)
+    handle.remove()
+    assert compiled == hooked != plain
+    assert both(model) == (plain, plain)
+    other = copy.deepcopy(model)
+    other.out_proj(0).weight.data.neg_()
+    changed, compiled = both(other)
+    assert compiled == changed != plain
+
+
+def test_compiled_steps_are_refused_beside_what_they_would_not_see(random_model, pictures):
+    model = copy.deepcopy(random_model)
+    inputs = model.inputs(pictures[:1], "Describe.")
+    for option in ({"compile_config": CompileConfig()}, {"disable_compile": False}):
+        with pytest.raises(ValueError, match=r"model\.compiled says whether .* expected generate without"):
+            model.generate(inputs, max_new_tokens=2, **option)
+    model.compiled = True
+    with VHR()(model), pytest.raises(ValueError, match=r"compiled steps cannot be combined .* VHR.*compiled = False"):
+        model.generate(inputs, max_new_tokens=2)
+    for option in ({"use_cache": False}, {"cache_implementation": "dynamic"}, {"prompt_lookup_num_tokens": 2}):
+        with pytest.raises(ValueError, match=r"compiled steps need a static cache .* cannot be combined with"):
+            model.generate(inputs, max_new_tokens=2, **option)
+
+
+def test_a_static_cache_is_kept_to_or_refused(model, inputs):
+    static = {"max_new_tokens": 8, "cache_implementation": "static"}
+    own = ("vasparse", "pai", "spin", "opera", "top-k", "fastv", "streaming-llm", "h2o", "snapkv")
+    for name, method in named_methods(model).items():
+        with method(model):
+            if name in own:
+                with pytest.raises(ValueError, match=r"has a KV cache of its own; expected .* without cache_implement"):
+                    model.generate(inputs, **static)
+                continue
+            found = model.generate(inputs, **static)
+            assert found.settings["disable_compile"], "compiled steps would not see the method's hooks"
+            assert found.texts == model.generate(inputs, max_new_tokens=8).texts, name
 
 
 def test_another_thread_is_refused_while_a_method_is_open(model, inputs):

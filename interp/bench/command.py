@@ -20,6 +20,7 @@ ROWS = {
     row.name: row
     for row in (
         Row("greedy", "greedy decoding", "transformers' generate, same model", "at most 1.02 x", decoding.greedy),
+        Row("compiled", "greedy, steps compiled", "greedy", "0.9 x", decoding.compiled, ("testbed", "smollm2")),
         Row("vhr", "VHR, selection included", "greedy", "1.05 x; testbed 1.15 x", decoding.vhr),
         Row("edits", "head edits of every kind", "greedy", "1.05 x", decoding.edits),
         Row("two-streams", "VCD, M3ID, PAI", "greedy", "1.9 x", decoding.two_streams),
@@ -54,7 +55,7 @@ class BenchTable:
     """Measure rows of the table on one size of model, or go on with a measurement that was interrupted."""
 
     rows: str = "all"
-    """Names joined by commas: greedy, vhr, edits, two-streams, vasparse, opera, evicting, study, capture, t-vhd, ..."""
+    """Names joined by commas: greedy, compiled, vhr, edits, two-streams, vasparse, opera, evicting, study, ..."""
     size: str = "testbed"
     """tiny, tiny-7b, testbed, smollm2 or 7b."""
     device: str = "cpu"

@@ -1,5 +1,6 @@
 """Rows about writing captions: each method against greedy decoding, the same number of tokens forced."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -51,6 +52,30 @@ def greedy(bench: Bench) -> list[Line]:
         found.append(
             ratio(case, times["ours"], times["plain"], 1.02, _on_gpu(bench), tokens_per_second=round(per_second, 1))
         )
+    return found
+
+
+def compiled(bench: Bench) -> list[Line]:
+    """Greedy decoding with compiled steps against greedy, after the call that compiles; whether texts are alike."""
+    model, found = bench.model, []
+
+    def run(inputs: Inputs, fast: bool) -> list[list[int]]:
+        model.compiled = fast
+        try:
+            out = model.generate(inputs, max_new_tokens=bench.tokens, min_new_tokens=bench.tokens)
+        finally:
+            model.compiled = False
+        return [tokens.tolist() for tokens in out.tokens]
+
+    for batch in bench.size.batches:
+        inputs = inputs_of(model, batch)
+        start = time.perf_counter()
+        fast = run(inputs, True)
+        first = round(time.perf_counter() - start, 1)
+        alike = sum(a == b for a, b in zip(fast, run(inputs, False), strict=True))
+        times = bench.alternating({"greedy": partial(run, inputs, False), "compiled": partial(run, inputs, True)})
+        more = {"seconds_of_first_call": first, "texts_alike": alike}
+        found.append(ratio(f"batch {batch}", times["compiled"], times["greedy"], 0.9, _on_gpu(bench), **more))
     return found
 
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, GenerationMixin
+from transformers import AttentionInterface, AttentionMaskInterface, CompileConfig, GenerationMixin
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,23 @@ def traceable(hf: Any) -> Iterator[None]:
     finally:
         for module in taken:
             module.__dict__[_FRONT] = module.__dict__.pop("forward")
+
+
+@contextmanager
+def compiling(hf: Any) -> Iterator[dict[str, Any]]:
+    """While open, the steps of a `generate` that is given what this yields run as compiled code.
+
+    transformers compiles on a CPU only if `_compile_all_devices` is set (5.24.0).  Compiled code looks for hooks again
+    only if torch is told so (2.13).  The compiled call is dropped at the end: a copy of the model would run it, with
+    the weights of the original.
+    """
+    config: Any = CompileConfig()
+    config._compile_all_devices = True
+    try:
+        with import_module("torch._dynamo.config").patch(skip_nnmodule_hook_guards=False):
+            yield {"cache_implementation": "static", "compile_config": config}
+    finally:
+        hf.__dict__.pop("_compiled_call", None)
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

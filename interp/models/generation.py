@@ -15,6 +15,10 @@ SPECIAL = ("eos_token_id", "bos_token_id", "pad_token_id")
 """What is kept of a model's generation_config.json."""
 GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 """Options by which `generate` reads several guessed tokens at once."""
+COMPILED = ("compile_config", "disable_compile")
+"""Options that say whether steps are compiled, which a model object says."""
+CACHED = ("cache_implementation", "cache_config", "use_cache", "cache", "past_key_values", "custom_generate")
+"""Options that give compiled steps another cache than the static one they need, or another loop."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,33 @@ def _check(parts: Sequence[tuple[str, GenerateOptions]], given: Mapping[str, Any
         cached = part.cache is not None or part.needs_cache or part.search is not None
         if cached and given.get("use_cache") is False:
             raise ValueError(f"{method} works on the KV cache; expected generate without use_cache=False")
+        if (part.cache is not None or part.search is not None) and given.get("cache_implementation"):
+            raise ValueError(f"{method} has a KV cache of its own; expected generate without cache_implementation")
         guessing = [name for name in GUESSING if given.get(name)]
         if guessing:
             raise ValueError(f"{method} follows the text token by token and cannot be combined with {guessing[0]}")
+
+
+def stepping(methods: Sequence[str], given: Mapping[str, Any], compiled: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What makes the steps of a call compiled code (`compiled`; None: they are not), which sees nothing of methods.
+
+    Beside a static cache transformers compiles by itself on some devices; here it never does.
+    Raises ValueError where compiled steps would not do what methods or the call ask for.
+    """
+    told = [name for name in COMPILED if name in given]
+    if told:
+        raise ValueError(f"model.compiled says whether steps are compiled; expected generate without {told[0]}")
+    if compiled is None:
+        return {"disable_compile": True} if given.get("cache_implementation") else {}
+    if methods:
+        raise ValueError(
+            f"compiled steps cannot be combined with methods, which they do not see; got {', '.join(methods)}. "
+            "Set model.compiled = False"
+        )
+    taken = [name for name in (*CACHED, *GUESSING) if given.get(name) is not None]
+    if taken:
+        raise ValueError(f"compiled steps need a static cache of their own and cannot be combined with {taken[0]}")
+    return compiled
 
 
 def _called(search: Search) -> Callable[..., Searched]:

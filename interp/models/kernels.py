@@ -70,10 +70,14 @@ class AttentionCall:
         return replace(self, query=self.query.take_along_dim(index, 2), mask=visible.take_along_dim(index, 2))
 
     def block(self, start: int, stop: int) -> "AttentionCall":
-        """The same call for a stretch of its queries; nothing is copied."""
-        whole = self.mask is not None and self.mask.ndim == 4
-        mask = self.mask[:, :, start:stop] if whole and self.mask is not None else self.mask
-        return replace(self, query=self.query[:, :, start:stop], mask=mask, first=self.start + start)
+        """The same call for a stretch of its queries, without the keys that come after them; nothing is copied."""
+        first, last, mask = self.start + start, self.start + stop, self.mask
+        if mask is not None and mask.ndim == 4:  # it may show a query what comes later
+            mask, last = mask[:, :, start:stop], self.key.shape[2]
+        elif mask is not None:
+            mask = mask[:, -self.key.shape[2] :][:, :last]
+        query, key, value = self.query[:, :, start:stop], self.key[:, :, :last], self.value[:, :, :last]
+        return replace(self, query=query, key=key, value=value, mask=mask, first=first)
 
     def products(self) -> Float[Tensor, "batch head query key"]:
         """Inner products `q k^T` of all queries with all keys, seen or not."""
@@ -103,7 +107,7 @@ class AttentionCall:
     def received(self, block: int = 128) -> Float[Tensor, "batch head key"]:
         """The attention that each key receives from all queries together; no whole map is kept.
 
-        A row and a block of queries at a time, so that they stay in the processor's cache, without the keys after them.
+        A row and a block of queries at a time, so that they stay in the processor's cache.
         """
         batch, n_queries, n_keys = len(self.query), self.query.shape[2], self.key.shape[2]
         total = self.query.new_zeros(batch, self.query.shape[1], n_keys, dtype=torch.float32)
@@ -113,16 +117,10 @@ class AttentionCall:
         return total
 
     def _of_row(self, row: int) -> "AttentionCall":
-        """The same call for a row alone, without the keys that come after its last query."""
-        one, last, mask = slice(row, row + 1), self.start + self.query.shape[2], self.mask
-        if mask is not None:
-            mask = mask[row % len(mask), None]
-            if mask.ndim == 4:  # it may show a query what comes later
-                last = self.key.shape[2]
-            else:
-                mask = mask[:, -self.key.shape[2] :][:, :last]
-        key, value = self.key[one, :, :last], self.value[one, :, :last]
-        return replace(self, query=self.query[one], key=key, value=value, mask=mask, first=self.start)
+        """The same call for a row alone."""
+        one, mask = slice(row, row + 1), self.mask
+        mask = mask if mask is None else mask[row % len(mask), None]
+        return replace(self, query=self.query[one], key=self.key[one], value=self.value[one], mask=mask)
 
     def head_outputs(self, pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch query head d_head"]:
         """What the heads read from the values with these probabilities."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.models import compat
 from interp.models.encoding import Answer, answer, frame_of
 from interp.models.families import Family, UnsupportedModelError, family_of
-from interp.models.generation import Generation, arguments, cache_bytes, described, own_settings, settings_of
+from interp.models.generation import Generation, arguments, cache_bytes, described, own_settings, settings_of, stepping
 from interp.models.inputs import Inputs, counted, padded_right, position_limit, read_pictures, rendered
 from interp.models.steering import Steerable
 
@@ -60,6 +60,8 @@ class LVLM(Steerable):
             self._placeholder()
         ids = self.tokenizer.convert_tokens_to_ids(list(self.family.frame_tokens))
         self._frame_ids = torch.tensor([i for i in ids if i is not None and i != self.tokenizer.unk_token_id])
+        self.compiled = False
+        """Whether `generate` runs its steps as compiled code (needs a C++ compiler); no method may be open then."""
         self.misfits: tuple[str, ...] | None = None
         """What the files lack, or hold beside the model, in words; None where no files were read."""
 
@@ -296,6 +298,8 @@ class LVLM(Steerable):
             )
         inputs.require_room(max_new_tokens)
         with self.in_use(), ExitStack() as stack:
+            compiled = stack.enter_context(compat.compiling(self.hf)) if self.compiled else None
+            steps = stepping([type(method).__name__ for method in self.methods], options, compiled)
             parts = []
             for steered in self._open:
                 part = stack.enter_context(steered.method.steer(self, inputs))
@@ -304,7 +308,7 @@ class LVLM(Steerable):
                 parts.append((type(steered.method).__name__, part))
             wanted = arguments(parts, options, compat.cache_keyword(self.hf))
             defaults = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": inputs.pad_token_id}
-            settings = {**defaults, "num_beams": 1, **wanted, "return_dict_in_generate": True}
+            settings = {**defaults, "num_beams": 1, **wanted, **steps, "return_dict_in_generate": True}
             stack.enter_context(own_settings(self.hf))
             stack.enter_context(compat.untraced(self.hf))
             out = self.hf.generate(**inputs.kwargs(), **settings)

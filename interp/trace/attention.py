@@ -110,16 +110,17 @@ class _Layer:
         for start in range(0, n, self.block):
             stop = min(start + self.block, n)
             part = call.block(start, stop)
+            seen = part.key.shape[2]
             asks = real[:, start:stop]
             scores = part.scores()
             pattern = part.pattern(scores).float() * asks[:, None, :, None]
-            visible = part.visible[:, 0].expand(batch, -1, -1) & asks[..., None] & real[:, None]
-            sums["received_sum"] += pattern.sum(2)
-            sums["seen_by"] += visible.sum(1)
-            rows["mass"].append(mass_by_kind(pattern, kinds))
+            visible = part.visible[:, 0].expand(batch, -1, -1) & asks[..., None] & real[:, None, :seen]
+            sums["received_sum"][..., :seen] += pattern.sum(2)
+            sums["seen_by"][:, :seen] += visible.sum(1)
+            rows["mass"].append(mass_by_kind(pattern, kinds[:, :seen]))
             rows["entropy"].append(entropy(pattern))
             if self.with_sparsity:
-                found = sparsity(pattern, visible.sum(-1).clamp(min=1), first, kinds)
+                found = sparsity(pattern, visible.sum(-1).clamp(min=1), first.clamp(max=seen - 1), kinds[:, :seen])
                 _add(curves, counts, found, groups[:, :, start:stop])
                 _add(curves, counts, squared_selection(scores.float(), pattern), groups[:, :, start:stop])
         found = {name: torch.cat(parts, 2) for name, parts in rows.items()}
