@@ -80,7 +80,7 @@ class PackedPrompt:
 
     def _fits(self, kwargs: dict[str, Any]) -> bool:
         """Whether the pass reads the prompts as they are, into an empty cache, with ordinary causal attention."""
-        cache = kwargs.get(cache_keyword(self.model.hf))
+        cache: Any = kwargs.get(cache_keyword(self.model.hf))
         known = {*self.inputs.kwargs(), "cache_position"}
         return bool(
             takes_masks(self.model, self.inputs, cache)

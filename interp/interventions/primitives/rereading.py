@@ -159,19 +159,21 @@ class _Branches(Continuation):
         found.position = self.position[of] + 1
         found.cache = copy.copy(self.cache)
         found.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        index: Tensor | None = None
+        _, heads, length, _ = found.cache.layers[0].keys.shape
+        index = self._places(of, which, heads, length)  # the same in each layer
         for layer in found.cache.layers:
-            _, heads, length, d = layer.keys.shape
-            if index is None:  # whole rows are copied; the same ones in each layer
-                places = torch.arange(length - self.n + 1, device=layer.keys.device).repeat(len(of), 1)
-                places[:, -1] += which.to(places.device)
-                starts = (of.to(places.device)[:, None] * heads + torch.arange(heads, device=places.device)) * length
-                index = (starts[..., None] + places[:, None]).flatten()
             layer.keys, layer.values = (
-                x.flatten(0, 2).index_select(0, index.to(x.device)).view(len(of), heads, -1, d)
+                x.flatten(0, 2).index_select(0, index.to(x.device)).view(len(of), heads, -1, x.shape[-1])
                 for x in (layer.keys, layer.values)
             )
         return found
+
+    def _places(self, of: Tensor, which: Tensor, heads: int, length: int) -> Int[Tensor, " row"]:
+        """Which rows of `[text * head * key]` are the keys of texts `of`, of the last `n` only number `which`."""
+        places = torch.arange(length - self.n + 1, device=of.device).repeat(len(of), 1)
+        places[:, -1] += which
+        starts = (of[:, None] * heads + torch.arange(heads, device=of.device)) * length
+        return (starts[..., None] + places[:, None]).flatten()
 
 
 @torch.no_grad()
