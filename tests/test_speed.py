@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from zoo import build
 
 from interp import cli
 from interp.attribution.effects import exact_contributions
-from interp.bench import command
+from interp.bench import command, scale
 from interp.bench.clock import Spread, Timing, alternating
 from interp.bench.rows import Line
 from interp.bench.sizes import SIZES, inputs_of
@@ -194,3 +195,14 @@ def test_the_7b_row_runs_at_a_small_size():
     assert model.dtype == torch.bfloat16
     assert inputs.image_mask.sum(1).tolist() == [16, 16]
     assert model.generate(inputs, max_new_tokens=2, min_new_tokens=2).cache_bytes > 0
+
+
+def test_what_a_study_costs_is_reckoned_from_what_was_measured(monkeypatch):
+    monkeypatch.setattr(scale, "FIGURES", Path(__file__).parents[1] / "figures" / "bench")
+    found = scale.ratios()
+    assert len(found) == 12
+    assert found["greedy"] == 1
+    assert all(0.1 < value < 100 for value in found.values())
+    eight, sixty_four = (scale.cost(scale.Shape(), found, 40_000, gpus) for gpus in (8, 64))
+    assert eight["gpu_hours"] == sixty_four["gpu_hours"]
+    assert eight["wall_hours"] == pytest.approx(8 * sixty_four["wall_hours"], rel=0.01)
