@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.interventions.base import Layers, Method, Preset, Share, Weight, Within
@@ -64,16 +65,10 @@ class PAI(Method):
             first = not model.now.goes_on(call.query.shape[2])
             if layer not in layers or (first and not from_start):
                 return None
-            image, _generated = marks.rows(call, call.key.shape[2])
-            if phi is not None and phi.rides:
-                image = (
-                    image & (torch.arange(len(image), device=image.device) % 2 == 0)[:, None]
-                )  # others have no picture
             scores = call.scores()
-            asks = ~image[:, -scores.shape[2] :]
-            if self.queries == "last":
-                asks = torch.arange(asks.shape[1], device=asks.device).eq(asks.shape[1] - 1).expand_as(asks)
-            pushed = asks[:, None, :, None] & image[:, None, None] & scores.isfinite()
+            pushed = (
+                marks.once("pushed", call, call.key.shape[2], lambda: self._pushed(call, marks, phi)) & call.visible
+            )
             return call, call.pattern(torch.where(pushed, scores + self.alpha * scores.abs(), scores))
 
         with ExitStack() as stack:
@@ -85,3 +80,13 @@ class PAI(Method):
                 contrast = Contrast(phi, self.gamma - 1, self.plausibility)
                 options = replace(options, processors=(contrast,), in_step=True)
             yield options
+
+    def _pushed(self, call: AttentionCall, marks: Marks, phi: SideBySide | None) -> Bool[Tensor, "batch 1 query key"]:
+        """Which queries push their attention to which keys, seen or not: the same in all layers of a step."""
+        image, _generated = marks.rows(call, call.key.shape[2])
+        if phi is not None and phi.rides:  # every other row is the weaker reader's, which has no picture
+            image = image & (torch.arange(len(image), device=image.device) % 2 == 0)[:, None]
+        asks = ~image[:, -call.query.shape[2] :]
+        if self.queries == "last":
+            asks = torch.arange(asks.shape[1], device=asks.device).eq(asks.shape[1] - 1).expand_as(asks)
+        return asks[:, None, :, None] & image[:, None, None]
