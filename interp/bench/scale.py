@@ -22,7 +22,7 @@ MEASURED = {
     "vasparse": ("smollm2", "vasparse", "batch 8, greedy"),
     "snapkv": ("testbed", "evicting", "snapkv, batch 16, 2000 image tokens"),
     "h2o": ("testbed", "evicting", "h2o, batch 16, 2000 image tokens"),
-    "opera": ("smollm2", "opera", "batch 8, 48 tokens, greedy"),
+    "opera": ("testbed", "opera", "batch 8, 48 tokens, greedy"),
 }
 """Where a method's cost against greedy was measured: size, row and case.  Controls of VHR cost what VHR costs, and ICD,
 which reads a second prompt, what VCD costs."""
