@@ -206,3 +206,8 @@ def test_what_a_study_costs_is_reckoned_from_what_was_measured(monkeypatch):
     eight, sixty_four = (scale.cost(scale.Shape(), found, 40_000, gpus) for gpus in (8, 64))
     assert eight["gpu_hours"] == sixty_four["gpu_hours"]
     assert eight["wall_hours"] == pytest.approx(8 * sixty_four["wall_hours"], rel=0.01)
+
+
+def test_a_row_that_is_not_measured_at_a_size_is_refused():
+    with pytest.raises(ValueError, match="growth is not measured at size smollm2; leave it out of rows"):
+        command.BenchTable(rows="greedy,growth", size="smollm2")

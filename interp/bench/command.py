@@ -57,7 +57,7 @@ class BenchTable:
     rows: str = "all"
     """Names joined by commas: greedy, compiled, vhr, edits, two-streams, vasparse, opera, evicting, study, ..."""
     size: str = "testbed"
-    """tiny, tiny-7b, testbed, smollm2 or 7b."""
+    """tiny, tiny-7b, testbed, testbed-smollm2, smollm2 or 7b."""
     device: str = "cpu"
     """cpu, cuda, ..."""
     threads: int = 1
@@ -80,6 +80,9 @@ class BenchTable:
             raise ValueError(f"rows are {', '.join(known)}, got {', '.join(wrong)}")
         if self.size not in SIZES:
             raise ValueError(f"size is one of {', '.join(SIZES)}, got {self.size!r}")
+        idle = [name for name in self.rows.split(",") if name in ROWS and self.size not in ROWS[name].sizes]
+        if idle:
+            raise ValueError(f"{', '.join(idle)} is not measured at size {self.size}; leave it out of rows")
         if min(self.repeats, self.threads, 1 if self.tokens is None else self.tokens) < 1:
             raise ValueError("repeats, threads and tokens are at least 1")
 

@@ -66,4 +66,4 @@ class Row:
     reference: str
     aim: str
     run: Callable[[Bench], list[Line]]
-    sizes: tuple[str, ...] = ("tiny", "tiny-7b", "testbed", "smollm2", "7b")
+    sizes: tuple[str, ...] = ("tiny", "tiny-7b", "testbed", "testbed-smollm2", "smollm2", "7b")

@@ -53,6 +53,10 @@ def _smollm2(device: torch.device) -> LVLM:
     return _random(config, AutoProcessor.from_pretrained(folder), device, torch.float32, "smollm2-shape")
 
 
+def _testbed_smollm2(device: torch.device) -> LVLM:
+    return load("testbed-smollm2", device=str(device), check=False)
+
+
 def shape_7b(processor: Any, **smaller: int) -> LlavaConfig:
     """LLaVA-1.5-7B's shape: Vicuna's decoder, CLIP ViT-L/14 at 336 pixels, 576 image tokens; `smaller` for tests."""
     tokenizer = processor.tokenizer
@@ -145,6 +149,7 @@ SIZES = {
         Size("tiny", lambda _: small(), 12, (1, 2), "2 layers, 4 heads, width 64; for tests"),
         Size("tiny-7b", _tiny_7b, 8, (1, 2), "the 7B row at a size for tests, bfloat16"),
         Size("testbed", _testbed, 128, (1, 8), "bundled: 8 layers, 8 heads, width 192, 64 image tokens, float32"),
+        Size("testbed-smollm2", _testbed_smollm2, 128, (1, 8), "bundled LLaVA on SmolLM2-135M, trained, float32"),
         Size("smollm2", _smollm2, 128, (1, 8), "SmolLM2-135M's shape on the testbed's tower, random weights, float32"),
         Size("7b", _7b, 128, (1, 8), "LLaVA-1.5-7B's shape, random weights, bfloat16; for a GPU"),
     )
