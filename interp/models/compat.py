@@ -229,6 +229,11 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
+def adds_between_layers(decoder: Any) -> bool:
+    """Whether a decoder adds features to image tokens after early layers; nothing else says so (5.24.0)."""
+    return hasattr(decoder, "_deepstack_process")
+
+
 def cache_keyword(hf: Any) -> str:
     """The argument that takes the KV cache: `cache` from transformers 5.24 on, `past_key_values` before.
 

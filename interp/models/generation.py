@@ -55,7 +55,8 @@ class GenerateOptions:
 
     `observers` see the model's scores before any processor; `processors` follow in the order in which methods were
     opened.  `in_step`: they follow generate's own steps and beams, so that no other loop may call them.
-    `needs_cache`: the method counts on the KV cache.  `heads` is what it chose, for the caller to see.
+    `needs_cache`: the method counts on the KV cache.  `heads` is what it chose, for the caller to see;
+    it may be filled while the prompt is read.
     """
 
     observers: tuple[LogitsProcessor, ...] = ()

@@ -70,7 +70,7 @@ class FastV(Method):
             if for_good and n == 1:
                 return None if layer == self.layer - 1 else (over(call, cache, cache.notes), None)
             if leaving.n and leaving.order is not None and layer >= self.layer:  # they have left
-                real = ~marks.padding(call, leaving.n).gather(-1, leaving.order)
+                real = ~marks.padding(call, leaving.n).gather(-1, leaving.order.to(call.query.device))
                 cache.notes.alive = None if real.all() else real[:, None].expand(-1, call.query.shape[1], -1)
                 return None
             image, _generated = marks.rows(call, call.key.shape[2])

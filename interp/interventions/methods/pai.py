@@ -66,9 +66,8 @@ class PAI(Method):
             if layer not in layers or (first and not from_start):
                 return None
             scores = call.scores()
-            pushed = (
-                marks.once("pushed", call, call.key.shape[2], lambda: self._pushed(call, marks, phi)) & call.visible
-            )
+            pushed = marks.once("pushed", call, call.key.shape[2], lambda: self._pushed(call, marks, phi))
+            pushed = pushed & call.visible
             return call, call.pattern(torch.where(pushed, scores + self.alpha * scores.abs(), scores))
 
         with ExitStack() as stack:

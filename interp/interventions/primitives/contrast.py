@@ -14,8 +14,8 @@ from interp.metrics.contrast import contrast_logits, plausible
 from interp.models import LVLM, Inputs, Sampled
 from interp.models.compat import offloaded
 
-Phi = Callable[[Int[Tensor, "row token"]], Float[Tensor, "row vocabulary"]]
-"""Logits of the weaker reader for the next token, from the token ids so far."""
+Phi = Callable[[Int[Tensor, "row token"], Bool[Tensor, "row vocabulary"] | None], Float[Tensor, "row vocabulary"]]
+"""Logits of the weaker reader for the next token, from the token ids so far, and which are asked for (None: all)."""
 EmbeddingContrast = Literal["pooled", "last"]
 
 
@@ -41,10 +41,7 @@ class Contrast(LogitsProcessor):
         """The log-probabilities of the contrast."""
         self.steps += 1
         alpha = self.alpha(self.steps) if callable(self.alpha) else self.alpha
-        if isinstance(self.phi, EmbeddingReader):  # its logits cost by the token, and implausible ones do not matter
-            phi = self.phi(input_ids, plausible(scores, self.plausibility))
-        else:
-            phi = self.phi(input_ids)
+        phi = self.phi(input_ids, plausible(scores, self.plausibility))
         return contrast_logits(scores, phi, alpha, self.plausibility)
 
 
@@ -56,7 +53,7 @@ class Subtraction(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The difference."""
-        return scores.float() - self.alpha * self.phi(input_ids).to(scores.device)
+        return scores.float() - self.alpha * self.phi(input_ids, None).to(scores.device)
 
 
 class WeakerReader:
@@ -65,7 +62,7 @@ class WeakerReader:
     def __init__(self, model: LVLM, inputs: Inputs, owner: Any = None) -> None:
         self.text, self.before, self.n_prompt = Continuation(model, inputs, "contrast", owner), torch.empty(0), 0
 
-    def __call__(self, ids: Int[Tensor, "row token"]) -> Tensor:
+    def __call__(self, ids: Int[Tensor, "row token"], _: Tensor | None = None) -> Tensor:
         """Logits `[row, vocabulary]` of the next token."""
         if not len(self.before):
             self.n_prompt = ids.shape[1]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.models import LVLM
-from interp.models.compat import layer_input
+from interp.models.compat import adds_between_layers, layer_input
 
 TOKEN_AXIS = {"attention_mask": -1, "position_ids": -1, "position_embeddings": -2}
 """What a layer is given beside the hidden states that has an entry for each token, and its axis."""
@@ -17,9 +17,10 @@ TOKEN_AXIS = {"attention_mask": -1, "position_ids": -1, "position_embeddings": -
 
 def can_leave(model: LVLM) -> bool:
     """Whether the layers take any tokens: none counts places in a window, nothing is added to image tokens between."""
-    decoder = model.family.layers.rpartition(".")[0]
-    adds = hasattr(model.hf.get_submodule(decoder), "_deepstack_process")
-    return not adds and all(getattr(config, "sliding_window", None) is None for config in model.decoder_configs)
+    decoder = model.hf.get_submodule(model.family.layers.rpartition(".")[0])
+    return not adds_between_layers(decoder) and all(
+        getattr(config, "sliding_window", None) is None for config in model.decoder_configs
+    )
 
 
 class LeavingTokens:
@@ -87,6 +88,7 @@ def _at(value: Any, order: Int[Tensor, "row kept"], axis: int) -> Any:
         return tuple(_at(part, order, axis) for part in value)
     if not isinstance(value, Tensor):
         return value
+    order = order.to(value.device)
     if value.ndim == 4 and axis == -1:  # a mask of queries and keys
         of, rows = value.expand(len(order), -1, -1, -1), torch.arange(len(order), device=order.device)
         return of[rows[:, None, None], :, order[:, :, None], order[:, None]].movedim(-1, 1)

@@ -144,7 +144,7 @@ class _Branches(Continuation):
 
     def __init__(self, before: Continuation, keys_and_values: Sequence[tuple[Tensor, Tensor]], n: int) -> None:
         self.__dict__ |= before.__dict__
-        self.n, self.cache = n, copy.copy(before.cache)
+        self.before, self.n, self.cache = before, n, copy.copy(before.cache)
         self.cache.layers = [copy.copy(layer) for layer in before.cache.layers]
         for layer, (keys, values) in zip(self.cache.layers, keys_and_values, strict=True):
             layer.keys, layer.values = keys, values
@@ -152,8 +152,7 @@ class _Branches(Continuation):
     def chosen(self, rows: Int[Tensor, " row"]) -> Continuation:
         """Some of the candidates, each with the text before it."""
         of, which = rows // self.n, rows % self.n
-        found = Continuation.__new__(Continuation)
-        found.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "n"}
+        found = copy.copy(self.before)
         found.prompt = self.prompt[of.to(self.prompt.device)]
         found.mask = torch.cat([self.mask[of], torch.ones_like(self.mask[of, :1])], 1)
         found.position = self.position[of] + 1

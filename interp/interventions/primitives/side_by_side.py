@@ -64,7 +64,7 @@ class SideBySide(WeakerReader):
             rows = torch.arange(0, 2 * len(self.text.mask), 2, device=self.text.mask.device)
             self.cache.batch_select_indices(rows)
 
-    def __call__(self, ids: Int[Tensor, "row token"]) -> Tensor:
+    def __call__(self, ids: Int[Tensor, "row token"], _: Tensor | None = None) -> Tensor:
         """Logits `[row, vocabulary]` of the next token."""
         if not self.rides:
             return super().__call__(ids)
